@@ -1,0 +1,127 @@
+"""The package as its users meet it: names, imports, README, wheel."""
+
+import ast
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+import types
+import zipfile
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+import jaxseq
+from tests.peers import peer
+
+ROOT = pathlib.Path(__file__).parent.parent
+OPTIONAL = {"torch", "orbax", "tyro", "rich", "matplotlib", "IPython", "haiku", "equinox"}
+
+
+def public_objects(module: types.ModuleType) -> Iterator[tuple[str, object]]:
+    """What a module and its submodules define or re-export from jaxseq, with the methods of classes, by dotted name."""
+    for name, value in public(vars(module)):
+        path = f"{module.__name__}.{name}"
+        if isinstance(value, types.ModuleType):
+            if value.__name__ == path:
+                yield path, value
+                yield from public_objects(value)
+        elif getattr(value, "__module__", "").startswith("jaxseq"):
+            yield path, value
+            if isinstance(value, type):
+                yield from public_methods(value, path)
+
+
+def public_methods(owner: type, path: str) -> Iterator[tuple[str, object]]:
+    """The methods and properties of a class, also those of bases that jaxseq does not export."""
+    for base in owner.__mro__:
+        for name, value in public(vars(base)):
+            if base.__module__.startswith("jaxseq") and isinstance(value, (types.FunctionType, classmethod, property)):
+                yield f"{path}.{name}", getattr(owner, name)
+
+
+def public(names: Mapping[str, object]) -> list[tuple[str, object]]:
+    """The items whose name starts without an underscore."""
+    return [item for item in names.items() if not item[0].startswith("_")]
+
+
+def own_docstring(value: object) -> str:
+    """The docstring that someone wrote: not the signature that `dataclass` and `NamedTuple` put in its place."""
+    doc = vars(value).get("__doc__") if isinstance(value, type) else inspect.getdoc(value)
+    generated = isinstance(value, type) and (doc or "").startswith(f"{value.__name__}(")
+    return "" if generated else (doc or "").strip()
+
+
+def test_every_public_name_has_a_docstring():
+    found = dict(public_objects(jaxseq))
+    assert {"jaxseq.LSTM", "jaxseq.LSTM.unroll", "jaxseq.LSTM.step", "jaxseq.losses.cross_entropy"} <= set(found)
+    assert [name for name, value in found.items() if not own_docstring(value)] == []
+
+
+def imported_modules(file: pathlib.Path) -> set[str]:
+    """Absolute names of all modules that a file imports, relative imports resolved."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_core_imports_nothing_above_it():
+    for file in (ROOT / "jaxseq" / "core").rglob("*.py"):
+        above = {name for name in imported_modules(file) if f"{name}.".startswith("jaxseq.")}
+        assert {name for name in above if not f"{name}.".startswith("jaxseq.core.")} == set(), file
+
+
+def test_import_leaves_optional_dependencies_alone():
+    code = f"import sys, jaxseq; print(*sorted({OPTIONAL!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+def readme_blocks(language: str) -> list[str]:
+    """The fenced blocks of one language in the README."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_readme_opens_with_two_commands_that_set_up_everything():
+    main_job, tests = readme_blocks("sh")[:2]
+    for command in (main_job, tests):
+        assert command.count("\n") == 1
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
+    assert main_job.endswith(" && .venv/bin/jaxseq train characters\n")
+    assert tests.endswith(" && .venv/bin/python -m pytest\n")  # .ci/run finds it by this ending
+
+
+def test_readme_examples_run():
+    namespace: dict[str, object] = {}
+    for block in readme_blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+def test_wheel_ships_the_package_with_its_types_and_nothing_else(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=True)
+    (wheel,) = tmp_path.glob("jaxseq-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (entry_points,) = [archive.read(name).decode() for name in names if name.endswith("entry_points.txt")]
+    assert "jaxseq/py.typed" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"jaxseq"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "jaxseq = jaxseq.cli:main" in entry_points
+
+
+def test_absent_peer_skips_unless_peers_are_required(monkeypatch):
+    monkeypatch.delenv("JAXSEQ_REQUIRE_PEERS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no_such_peer is not installed"):
+        peer("no_such_peer")
+    monkeypatch.setenv("JAXSEQ_REQUIRE_PEERS", "1")
+    with pytest.raises(ModuleNotFoundError, match="no_such_peer"):
+        peer("no_such_peer")
