@@ -1,0 +1,37 @@
+"""Pure functions for sequence models in JAX."""
+
+from .cells.elman import Elman as Elman
+from .cells.elman import ElmanState as ElmanState
+from .cells.gated import GatedParams as GatedParams
+from .cells.gru import GRU as GRU
+from .cells.gru import GRUParams as GRUParams
+from .cells.gru import GRUState as GRUState
+from .cells.gru import GRUv1 as GRUv1
+from .cells.gru import MinimalGRU as MinimalGRU
+from .cells.lstm import LSTM as LSTM
+from .cells.lstm import CoupledLSTM as CoupledLSTM
+from .cells.lstm import LSTMState as LSTMState
+from .cells.lstm import PeepholeLSTM as PeepholeLSTM
+from .cells.lstm import PeepholeLSTMParams as PeepholeLSTMParams
+from .cells.lstm import ProjectedLSTM as ProjectedLSTM
+from .cells.lstm import ProjectedLSTMParams as ProjectedLSTMParams
+from .cells.pointwise import Dense as Dense
+from .cells.pointwise import DenseParams as DenseParams
+from .cells.pointwise import Embed as Embed
+from .cells.pointwise import EmbedParams as EmbedParams
+from .cells.pointwise import Map as Map
+from .cells.pointwise import OneHot as OneHot
+from .combinators.noise import Dropout as Dropout
+from .combinators.residual import Residual as Residual
+from .combinators.stack import Sequential as Sequential
+from .combinators.stack import Stack as Stack
+from .combinators.unrolling import Feedback as Feedback
+from .combinators.unrolling import FeedbackState as FeedbackState
+from .combinators.unrolling import Plain as Plain
+from .combinators.unrolling import Remat as Remat
+from .combinators.unrolling import States as States
+from .core.cell import Cell as Cell
+from .core.cell import SequenceLayer as SequenceLayer
+from .core.masks import length_mask as length_mask
+from .core.masks import reset_where as reset_where
+from .core.scan import scan as scan

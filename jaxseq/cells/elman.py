@@ -1,0 +1,45 @@
+"""The simple recurrent network."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxseq.cells.gated import Gated, GatedParams
+from jaxseq.core.activations import Activation, activation
+
+
+class ElmanState(NamedTuple):
+    """The state of an Elman cell."""
+
+    hidden: Float[Array, "*batch hidden"]
+
+
+class Elman(Gated):
+    """The simple recurrent network.
+
+        h' = tanh(x W + h R + b),   y = h'
+
+    The kernels hold one gate: `input_kernel [input, 1, hidden]`, `recurrent_kernel [hidden, 1, hidden]`. `activation`
+    is a name such as "relu" or a function. The textbook's output o = h' V + c is a `Dense` after it.
+
+    J. L. Elman, Finding structure in time, Cognitive Science 14, 1990.
+
+    >>> import jax
+    >>> cell = Elman(input_size=2, hidden_size=3)
+    >>> state, ys = cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))
+    >>> ys.shape, state.hidden.shape
+    ((5, 3), (3,))
+    """
+
+    gate_count: ClassVar[int] = 1
+
+    _: dataclasses.KW_ONLY
+    activation: Activation = "tanh"
+
+    def initial_state(self, params: GatedParams, batch_shape: tuple[int, ...] = ()) -> ElmanState:
+        return ElmanState(jnp.zeros((*batch_shape, self.hidden_size), params.recurrent_kernel.dtype))
+
+    def update(self, params: GatedParams, state: ElmanState, from_input: Array, from_recurrent: Array) -> ElmanState:
+        return ElmanState(activation(self.activation)(from_input + from_recurrent))

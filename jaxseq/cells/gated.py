@@ -1,0 +1,129 @@
+"""What cells with one recurrent product share: their parameters, their products, and the layout of their gates."""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxseq.core import errors
+from jaxseq.core.cell import Cell
+
+_glorot = initializers.glorot_uniform(in_axis=0, out_axis=2, batch_axis=1)
+_orthogonal = initializers.orthogonal()
+
+
+class GatedParams(NamedTuple):
+    """The parameters of a gated cell."""
+
+    input_kernel: Float[Array, "input gate hidden"]
+    recurrent_kernel: Float[Array, "recurrent gate hidden"]
+    bias: Float[Array, "gate hidden"]
+
+
+GATED_AXES = GatedParams(
+    input_kernel=PartitionSpec("input", "gate", "hidden"),
+    recurrent_kernel=PartitionSpec("recurrent", "gate", "hidden"),
+    bias=PartitionSpec("gate", "hidden"),
+)
+
+
+class Recurrent(Cell):
+    """A cell that multiplies its input and its hidden state by kernels of several gates.
+
+    A subclass gives `gate_count`, `initial_state` and `step`, and extends `init` and `axes` if it has more parameters.
+
+    `gate_layout` says how the products hold their gates: "flat" `[*batch, gate * hidden]` is the faster, "axis"
+    `[*batch, gate, hidden]` keeps each unit whole where the params are sharded over `hidden`. None is flat unless the
+    kernel's type says that its last axis is sharded.
+    """
+
+    gate_count: ClassVar[int]
+
+    input_size: int
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    gate_layout: Literal["flat", "axis"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gate_layout not in ("flat", "axis", None):
+            raise ValueError(f'gate_layout is "flat", "axis" or None, got {self.gate_layout!r}.')
+
+    @property
+    def output_size(self) -> int:
+        return self.hidden_size
+
+    def init(self, key: Array) -> Any:
+        return init_gated(key, self.input_size, self.gate_count, self.hidden_size)
+
+    def axes(self) -> Any:
+        return GATED_AXES
+
+    def product(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
+        """`x` times `kernel` `[features, gate, hidden]`, plus `bias` `[gate, hidden]`, in the layout of the gates."""
+        if kernel.shape[0] != x.shape[-1] or kernel.shape[-1] != self.hidden_size:
+            raise ValueError(
+                f"{self} got params of another cell: a kernel of shape {kernel.shape} "
+                f"to multiply {x.shape[-1]} features and give gates of {self.hidden_size} units."
+            )
+        errors.check_dtype(self, x, kernel.dtype)
+        if not self._gates_stay_an_axis(kernel):
+            kernel = kernel.reshape(kernel.shape[0], -1)
+            bias = None if bias is None else bias.reshape(-1)
+        z = jnp.tensordot(x, kernel, 1)
+        return z if bias is None else z + bias
+
+    def split_gates(self, z: Array, count: int | None = None) -> list[Array]:
+        """The gates `[*batch, hidden]` of a product, in the order of the cell; `count` of them if not all."""
+        count = count or self.gate_count
+        if z.shape[-1] == count * self.hidden_size:
+            return jnp.split(z, count, axis=-1)
+        return [z[..., gate, :] for gate in range(count)]
+
+    def _gates_stay_an_axis(self, kernel: Array) -> bool:
+        if kernel.shape[1] == 1:
+            return False
+        if self.gate_layout is None:
+            return jax.typeof(kernel).sharding.spec[-1] is not None
+        return self.gate_layout == "axis"
+
+
+class Gated(Recurrent):
+    """A cell whose step is one product of the input, one of the hidden state, and a pointwise `update`.
+
+        z_x = x W + b,   z_h = h R (+ a recurrent bias),   state' = update(state, z_x, z_h),   y = h'
+
+    A subclass gives `gate_count`, `update` and `initial_state`, a NamedTuple with a field `hidden`.
+    """
+
+    @abc.abstractmethod
+    def update(self, params: Any, state: Any, from_input: Array, from_recurrent: Array) -> Any:
+        """The next state from the two products, each unit by itself."""
+
+    def step(self, params: Any, state: Any, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
+        errors.check_features(self, x, self.input_size)
+        from_input = self.product(x, params.input_kernel, params.bias)
+        from_recurrent = self.product(state.hidden, params.recurrent_kernel, getattr(params, "recurrent_bias", None))
+        state = self.update(params, state, from_input, from_recurrent)
+        return state, state.hidden
+
+
+def init_gated(
+    key: Array, input_size: int, gate_count: int, hidden_size: int, recurrent_size: int | None = None
+) -> GatedParams:
+    """Glorot input kernels and orthogonal recurrent kernels, each gate for itself, and biases of 0.
+
+    `recurrent_size` is the number of features that are fed back, by default `hidden_size`.
+    """
+    input_key, recurrent_key = jax.random.split(key)
+    orthogonal = jax.vmap(lambda key: _orthogonal(key, (recurrent_size or hidden_size, hidden_size)), out_axes=1)
+    return GatedParams(
+        input_kernel=_glorot(input_key, (input_size, gate_count, hidden_size)),
+        recurrent_kernel=orthogonal(jax.random.split(recurrent_key, gate_count)),
+        bias=jnp.zeros((gate_count, hidden_size)),
+    )

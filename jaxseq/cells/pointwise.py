@@ -1,0 +1,144 @@
+"""Cells without a state: each step is computed by itself, so a whole sequence is computed at once."""
+
+import abc
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jaxseq.core import errors, masks
+from jaxseq.core.activations import Activation, activation
+from jaxseq.core.cell import Cell, Params, Run
+
+_lecun = initializers.lecun_normal()
+_normal = initializers.normal()
+
+
+class Pointwise(Cell):
+    """A cell without a state: a subclass gives `apply`, and `init` if it has parameters."""
+
+    def init(self, key: Array) -> Params:
+        return ()
+
+    @abc.abstractmethod
+    def apply(self, params: Params, x: Any, key: Array | None = None) -> Any:
+        """The output of one step."""
+
+    def step(self, params: Params, state: tuple[()], x: Any, key: Array | None = None) -> Any:
+        return state, self.apply(params, x, key)
+
+    def _unroll(self, params: Params, xs: Any, state: tuple[()], run: Run) -> Any:
+        ys = jax.vmap(lambda x, key: self.apply(params, x, key))(xs, run.keys)
+        return state, ys if run.keep is None else masks.zero_unless(run.keep, ys)
+
+
+class OneHot(Pointwise):
+    """Tokens as one-hot vectors; a token out of range gives zeros.
+
+    The ones and zeros are weakly typed, so they take the dtype of the params they meet.
+
+    >>> OneHot(3).unroll((), jnp.array([2, 0]))[1].tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    input_rank = 0
+
+    size: int
+
+    @property
+    def output_size(self) -> int:
+        return self.size
+
+    def apply(
+        self, params: tuple[()], x: Int[Array, "*batch"], key: Array | None = None
+    ) -> Float[Array, "*batch size"]:
+        errors.check_tokens(self, x)
+        return jnp.where(jnp.expand_dims(x, -1) == jnp.arange(self.size), 1.0, 0.0)
+
+
+class EmbedParams(NamedTuple):
+    """The parameters of an embedding."""
+
+    embedding: Float[Array, "vocab size"]
+
+
+class Embed(Pointwise):
+    """A learned vector for each token, drawn from N(0, 1).
+
+    Token ids reach from 0 to `vocab_size` - 1. As everywhere in JAX an id out of range raises no error by itself: too
+    large ones read the last row. `jax.experimental.checkify.checkify(f, errors=checkify.index_checks)` reports them.
+
+    >>> cell = Embed(vocab_size=5, size=3)
+    >>> cell.unroll(cell.init(jax.random.key(0)), jnp.array([[1, 4]]))[1].shape
+    (1, 2, 3)
+    """
+
+    input_rank = 0
+
+    vocab_size: int
+    size: int
+
+    @property
+    def output_size(self) -> int:
+        return self.size
+
+    def init(self, key: Array) -> EmbedParams:
+        return EmbedParams(jax.random.normal(key, (self.vocab_size, self.size)))
+
+    def axes(self) -> EmbedParams:
+        return EmbedParams(PartitionSpec("vocab", "size"))
+
+    def apply(
+        self, params: EmbedParams, x: Int[Array, "*batch"], key: Array | None = None
+    ) -> Float[Array, "*batch size"]:
+        errors.check_tokens(self, x)
+        return params.embedding[x]
+
+
+class DenseParams(NamedTuple):
+    """The parameters of a dense layer."""
+
+    kernel: Float[Array, "input output"]
+    bias: Float[Array, "output"]
+
+
+class Dense(Pointwise):
+    """An affine map of each step: y = x W + b, W drawn with variance 1 / inputs (LeCun), b = 0.
+
+    >>> cell = Dense(input_size=2, output_size=3)
+    >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((4, 2)))[1].shape
+    (4, 3)
+    """
+
+    input_size: int
+    output_size: int
+
+    def init(self, key: Array) -> DenseParams:
+        return DenseParams(_lecun(key, (self.input_size, self.output_size)), jnp.zeros(self.output_size))
+
+    def axes(self) -> DenseParams:
+        return DenseParams(PartitionSpec("input", "output"), PartitionSpec("output"))
+
+    def apply(self, params: DenseParams, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
+        errors.check_features(self, x, self.input_size)
+        errors.check_dtype(self, x, params.kernel.dtype)
+        return x @ params.kernel + params.bias
+
+
+class Map(Pointwise):
+    """A function of each step, without parameters: a name of an activation, or a module-level function `x -> y`.
+
+    `input_rank` is the rank of x without its batch axes.
+
+    >>> Map("relu").unroll((), jnp.array([[-1.0, 2.0]]))[1].tolist()
+    [[0.0, 2.0]]
+    """
+
+    function: Activation
+    input_rank: Any = 1
+
+    def apply(self, params: tuple[()], x: Any, key: Array | None = None) -> Any:
+        return activation(self.function)(x)

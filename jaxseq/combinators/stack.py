@@ -1,0 +1,126 @@
+"""Layers one after another."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool
+
+from jaxseq.core.cell import Cell, Run, SequenceLayer
+
+
+class Sequential(SequenceLayer):
+    """Layers one after another, each reading what the one before gives; params and states are tuples.
+
+    It only unrolls; `Stack` also steps. Where sizes are known the chain is checked when it is built.
+
+    >>> import jax.numpy as jnp, jaxseq as js
+    >>> layer = Sequential((js.LSTM(2, 3), js.Dense(3, 1)))
+    >>> state, ys = layer.unroll(layer.init(jax.random.key(0)), jnp.ones((5, 2)))
+    >>> ys.shape
+    (5, 1)
+    """
+
+    layers: tuple[SequenceLayer, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if not isinstance(self.layers, tuple) or not self.layers:
+            raise TypeError(f"{name} needs a tuple of at least one layer, got {self.layers!r}.")
+        size = None
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, SequenceLayer):
+                raise TypeError(
+                    f"{name} needs layers; number {index} is {layer!r}. Map(function) makes one of a function."
+                )
+            if size is not None and layer.input_rank == 0:
+                raise ValueError(f"{name}: {layer} (number {index}) reads tokens, but it is given {size} features.")
+            needs = getattr(layer, "input_size", None)
+            if size is not None and needs is not None and needs != size:
+                raise ValueError(f"{name}: {layer} (number {index}) needs {needs} features, but it is given {size}.")
+            if not layer.keeps_size:
+                size = getattr(layer, "output_size", None)
+
+    @property
+    def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.layers[0].input_rank
+
+    @property
+    def input_size(self) -> Any:
+        return getattr(self.layers[0], "input_size", None)
+
+    @property
+    def output_size(self) -> Any:
+        sized = [layer for layer in self.layers if not layer.keeps_size]
+        return getattr(sized[-1], "output_size", None) if sized else None
+
+    @property
+    def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(layer.keeps_size for layer in self.layers)
+
+    def init(self, key: Array) -> tuple[Any, ...]:
+        keys = jax.random.split(key, len(self.layers))
+        return tuple(layer.init(key) for layer, key in zip(self.layers, keys, strict=True))
+
+    def initial_state(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> tuple[Any, ...]:
+        self._check(params)
+        return tuple(layer.initial_state(p, batch_shape) for layer, p in zip(self.layers, params, strict=True))
+
+    def draw(self, params: tuple[Any, ...], key: Array) -> tuple[Any, ...]:
+        keys = jax.random.split(key, len(self.layers))
+        return tuple(layer.draw(p, key) for layer, p, key in zip(self.layers, params, keys, strict=True))
+
+    def attach(self, params: Any, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> tuple[Any, ...]:
+        return tuple(layer.attach(p, memory, mask) for layer, p in zip(self.layers, params, strict=True))
+
+    def axes(self) -> tuple[Any, ...]:
+        return tuple(layer.axes() for layer in self.layers)
+
+    def _unroll(self, params: tuple[Any, ...], xs: Any, state: tuple[Any, ...], run: Run) -> Any:
+        self._check(params)
+        keys = [None] * len(self.layers)
+        if run.keys is not None:
+            keys = list(jax.vmap(lambda key: jax.random.split(key, len(self.layers)), out_axes=1)(run.keys))
+        states = []
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"{index}_{type(layer).__name__}"):
+                last, xs = layer._unroll(params[index], xs, state[index], run._replace(keys=keys[index]))
+            states.append(last)
+        return tuple(states), xs
+
+    def _check(self, params: Any) -> None:
+        if not isinstance(params, tuple) or len(params) != len(self.layers):
+            raise TypeError(
+                f"{type(self).__name__} of {len(self.layers)} layers needs as many params in a tuple, got "
+                f"{len(params) if isinstance(params, tuple) else type(params).__name__}."
+            )
+
+
+class Stack(Sequential, Cell):
+    """Cells one after another: a deep cell; params and states are tuples.
+
+    >>> import jax.numpy as jnp, jaxseq as js
+    >>> cell = Stack((js.Embed(65, 8), js.LSTM(8, 16), js.Dense(16, 65)))
+    >>> params = cell.init(jax.random.key(0))
+    >>> state, logits = cell.step(params, cell.initial_state(params), jnp.array(3))
+    >>> logits.shape
+    (65,)
+    """
+
+    layers: tuple[Cell, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, Cell):
+                raise TypeError(f"Stack needs cells; {layer} (number {index}) reads whole sequences: use Sequential.")
+
+    def step(self, params: tuple[Any, ...], state: tuple[Any, ...], x: Any, key: Array | None = None) -> Any:
+        self._check(params)
+        keys = [None] * len(self.layers) if key is None else jax.random.split(key, len(self.layers))
+        states = []
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"{index}_{type(layer).__name__}"):
+                next_state, x = layer.step(params[index], state[index], x, keys[index])
+            states.append(next_state)
+        return tuple(states), x

@@ -1,0 +1,1 @@
+"""The protocol, the engine and the meaning of masks."""

@@ -1,0 +1,226 @@
+"""The protocol: a layer unrolls over a whole sequence; a cell also advances one step, and the two agree."""
+
+import abc
+import dataclasses
+import operator
+from typing import Any, ClassVar, dataclass_transform, final
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool
+
+from jaxseq.core import errors
+from jaxseq.core.activations import Activation, activation
+from jaxseq.core.scan import scan
+from jaxseq.core.unroll import Run, unroll_checked, unroll_steps
+
+Params = Any
+State = Any
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+class SequenceLayer(abc.ABC):
+    """Reads a whole sequence and gives a whole sequence: the base of everything that has `unroll`.
+
+    Subclasses become frozen dataclasses of hyperparameters by themselves: they compare and hash by value, so equal
+    layers compile once. Fields hold plain data, other layers, or module-level functions; arrays live in the params
+    and states that the caller holds.
+
+    A layer that declares `input_size` and `output_size` (fields or properties) has its place in a chain checked.
+    """
+
+    input_rank: ClassVar[Any] = (
+        1  # of one step's input: 0 tokens, 1 vectors, 3 images; a pytree of ranks; None: no input
+    )
+    keeps_size: ClassVar[bool] = False  # one step's output has the shape of its input
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "unroll" in cls.__dict__ and cls.__module__ != __name__:
+            raise TypeError(f"{cls.__name__} overrides unroll, which is final: override _unroll to be faster.")
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            if field.type is int:
+                object.__setattr__(self, field.name, _size(self, field.name, value))
+            if field.type == Activation:
+                activation(value)
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        shown = ((field, getattr(self, field.name)) for field in fields)
+        return f"{type(self).__name__}({', '.join(f'{f.name}={v!r}' for f, v in shown if v is not f.default)})"
+
+    @abc.abstractmethod
+    def init(self, key: Array) -> Params:
+        """New parameters, a tree of arrays; `jax.eval_shape(layer.init, key)` gives their shapes alone."""
+
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> State:
+        """The state before the first step, a tree of arrays `[*batch, ...]`; `()` for a layer that has none."""
+        return ()
+
+    def draw(self, params: Params, key: Array) -> Params:
+        """The params with the noise that lasts a whole sequence; `unroll` calls it once if it has a key."""
+        return params
+
+    def attach(self, params: Params, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
+        """The params that also hold a constant `memory` to read; unchanged where nothing reads one."""
+        return params
+
+    def axes(self) -> Any:
+        """The tree of the params with the names of each array's axes, a `PartitionSpec`, for leaves.
+
+        Sharding rules, weight-decay masks and initialisers go by them; `flax.linen.logical_to_mesh` maps them.
+        """
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), params)
+
+    @final
+    def unroll(
+        self,
+        params: Params,
+        xs: Any,
+        state: State = None,
+        *,
+        mask: Bool[Array, "*batch time"] | None = None,
+        reset: Bool[Array, "*batch time"] | None = None,
+        reverse: bool = False,
+        key: Array | None = None,
+        length: int | None = None,
+    ) -> tuple[State, Any]:
+        """Reads a whole sequence.
+
+        It is compiled once for equal layers and shapes, also when called outside of `jit`.
+
+        Args:
+            params: what `init` made.
+            xs: the inputs `[*batch, time, *features]`, a tree of them, or None for a layer without inputs.
+            state: the state to start from; by default `initial_state`.
+            mask: False at padding. There the state is held, the output is zero, and nothing that the inputs hold
+                has any effect. Gaps and empty rows are allowed.
+            reset: True where a new segment begins: the state returns to `initial_state` before that step.
+            reverse: read from the last step to the first; `ys` keep the order of `xs`.
+            key: for the noise of layers that have any; None means no noise.
+            length: the number of steps, needed only where neither inputs nor masks tell it.
+
+        Returns:
+            The state after the last step read, and the outputs `[*batch, time, ...]`.
+
+        Raises:
+            ValueError, TypeError: if a shape, rank, dtype or tree is not what the layer needs.
+
+        With a key, `draw_key, step_key = jax.random.split(key)`: `draw` gets the first, and step t the key
+        `jax.random.split(step_key, time)[t]`.
+        """
+        try:
+            hash(self)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(self).__name__} cannot be hashed, so it cannot be compiled: its fields must be plain data, "
+                f"layers or module-level functions ({error})."
+            ) from None
+        return unroll_checked(self, bool(reverse), length, params, xs, state, mask, reset, key)
+
+    @abc.abstractmethod
+    def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
+        """What `unroll` does once everything is checked, filled in and time-major.
+
+        `xs` is zero off `run.keep`, and so must `ys` be. An override may only be faster than the default of `Cell`.
+        """
+
+
+class Cell(SequenceLayer):
+    """A causal layer: it also advances one step at a time.
+
+    A new cell gives `init`, `initial_state` and `step` and inherits the rest. Values and gradients must be finite at
+    the initial state and x = 0, which is what a cell is given at padded steps.
+    """
+
+    @abc.abstractmethod
+    def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
+        """One step, `(params, state, x) -> (state, y)` with x `[*batch, *features]`: the definition of the cell.
+
+        The state keeps its tree, shapes and dtypes.
+        """
+
+    def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
+        return unroll_steps(scan, self, params, xs, state, run)
+
+    def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
+        """The x = 0 of one step: token 0 for cells that read tokens, else zeros of `input_size` features."""
+        dtype = errors.float_dtype(params) or jnp.zeros(()).dtype
+
+        def zeros(rank, size):
+            if rank == 0:
+                return jnp.zeros(batch_shape, int)
+            if rank == 1 and size is not None:
+                return jnp.zeros((*batch_shape, size), dtype)
+            raise TypeError(f"{self} does not tell the shape of its inputs: declare input_size or override zero_input.")
+
+        sizes = getattr(self, "input_size", None)
+        return jax.tree.map(zeros, self.input_rank, sizes if sizes is not None else self.input_rank)
+
+
+class Wrapper(Cell):
+    """A cell around another cell, which it forwards to; subclasses change one thing."""
+
+    cell: Cell
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.cell, Cell):
+            what = "has no step: it reads whole sequences" if isinstance(self.cell, SequenceLayer) else "is not a cell"
+            raise TypeError(f"{type(self).__name__} needs a cell, but {self.cell!r} {what}.")
+
+    @property
+    def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cell.input_rank
+
+    @property
+    def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cell.keeps_size
+
+    @property
+    def input_size(self) -> Any:
+        return getattr(self.cell, "input_size", None)
+
+    @property
+    def output_size(self) -> Any:
+        return getattr(self.cell, "output_size", None)
+
+    def init(self, key: Array) -> Params:
+        return self.cell.init(key)
+
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> State:
+        return self.cell.initial_state(params, batch_shape)
+
+    def draw(self, params: Params, key: Array) -> Params:
+        return self.cell.draw(params, key)
+
+    def attach(self, params: Params, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
+        return self.cell.attach(params, memory, mask)
+
+    def axes(self) -> Any:
+        return self.cell.axes()
+
+    def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
+        return self.cell.zero_input(params, batch_shape)
+
+    def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
+        return self.cell.step(params, state, x, key)
+
+
+def _size(layer, name: str, value: Any) -> int:
+    """An integer hyperparameter as a plain int; sizes are at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{type(layer).__name__} needs an integer {name}, got {value!r}.") from None
+    if number < 1 and name.endswith("size"):
+        raise ValueError(f"{type(layer).__name__} needs {name} >= 1, got {number}.")
+    return number

@@ -1,0 +1,72 @@
+"""Checks that many parts share: each says what was expected, what came and what to do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def shape_of(value: Any) -> str:
+    """`value` as `float32[3,4]`, and trees of arrays as the tree of that."""
+    short = jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}[{','.join(map(str, jnp.shape(leaf)))}]", value)
+    return str(short).replace("'", "")
+
+
+def check_features(layer: Any, x: jax.Array, size: int, name: str = "inputs") -> None:
+    """Raises ValueError unless the last axis of `x` holds `size` features."""
+    if jnp.ndim(x) == 0 or x.shape[-1] != size:
+        features = f"{x.shape[-1]} features" if jnp.ndim(x) else "no feature axis"
+        raise ValueError(
+            f"{layer} got {name} with {features} (shape {jnp.shape(x)}); it needs {size} in the last axis."
+        )
+
+
+def check_dtype(layer: Any, x: Any, dtype: Any, name: str = "inputs") -> None:
+    """Raises TypeError if `x` holds real numbers of another dtype than `dtype`; weakly typed ones fit any."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.floating) and not jax.typeof(x).weak_type and x.dtype != dtype:
+        raise TypeError(f"{layer} has params of {jnp.dtype(dtype)} but got {name} of {x.dtype}: cast one to the other.")
+
+
+def check_tokens(layer: Any, x: jax.Array) -> None:
+    """Raises TypeError unless `x` holds integers."""
+    if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+        raise TypeError(f"{layer} reads tokens, integers, but got {shape_of(x)}: cast token ids with .astype(int).")
+
+
+def float_dtype(tree: Any) -> Any:
+    """The one floating dtype of the arrays in `tree`; None if there is none, or more than one."""
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)}
+    floats = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
+    return floats.pop() if len(floats) == 1 else None
+
+
+def check_state(layer: Any, state: Any, expected: Any) -> None:
+    """Raises unless `state` is a tree of arrays of the structure, shapes and dtypes of `expected`."""
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        raise TypeError(
+            f"{layer} got the state of another cell: {shape_of(state)}; "
+            f"it needs {shape_of(expected)}, as initial_state(params, batch_shape) makes it."
+        )
+    paths = jax.tree.leaves_with_path(expected)
+    for (path, want), leaf in zip(paths, jax.tree.leaves(state), strict=True):
+        if jnp.shape(leaf) != want.shape:
+            raise ValueError(
+                f"{layer} got a state{jax.tree_util.keystr(path)} of shape {jnp.shape(leaf)}; these inputs need "
+                f"{want.shape}: the state has the batch axes of the inputs."
+            )
+        if jnp.result_type(leaf) != want.dtype:
+            raise TypeError(
+                f"{layer} got a state{jax.tree_util.keystr(path)} of {jnp.result_type(leaf)}; with these params it is "
+                f"{want.dtype}: cast one to the other."
+            )
+
+
+def check_flags(layer: Any, flags: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raises unless `flags` (a mask or resets) is boolean and of the shape [*batch, time]."""
+    if jnp.result_type(flags) != jnp.bool_:
+        raise TypeError(f"{layer} needs a boolean {name}, got {jnp.result_type(flags)}: cast it with .astype(bool).")
+    if jnp.shape(flags) != shape:
+        raise ValueError(
+            f"{layer} got a {name} of shape {jnp.shape(flags)}; these inputs need [*batch, time] = {shape}."
+        )

@@ -1,0 +1,61 @@
+"""What happens at padded steps and at the starts of segments: one meaning for every layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+def length_mask(lengths: Int[Array, "*batch"], time: int) -> Bool[Array, "*batch time"]:
+    """The mask of right-padded sequences: True at the first `lengths` steps of each row.
+
+    >>> length_mask(jnp.array([2, 0]), 3).tolist()
+    [[True, True, False], [False, False, False]]
+    """
+    if not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
+        raise TypeError(f"length_mask needs integer lengths, got {jnp.result_type(lengths)}.")
+    return jnp.arange(time) < jnp.asarray(lengths)[..., None]
+
+
+def select(flags: Bool[Array, "*batch"], chosen: Any, otherwise: Any) -> Any:
+    """The rows of `chosen` where `flags`, else those of `otherwise`: trees of arrays `[*batch, ...]`."""
+
+    def leaf(a, b):
+        axes = tuple(range(flags.ndim, max(jnp.ndim(a), jnp.ndim(b))))
+        return jnp.where(jnp.expand_dims(flags, axes), a, b)
+
+    return jax.tree.map(leaf, chosen, otherwise)
+
+
+def zero_unless(flags: Bool[Array, "*batch"], values: Any) -> Any:
+    """`values` where `flags`, else zeros; what stood there, NaN too, reaches neither value nor gradient."""
+    return select(flags, values, jax.tree.map(jnp.zeros_like, values))
+
+
+def hold(step):
+    """A step `(state, x) -> (state, y)` as `(state, x, keep)`: not `keep` holds the state and outputs zero.
+
+    The caller gives x = 0 there: a `where` on the results alone would let the gradient of NaN through.
+    """
+
+    def held(state, x, keep):
+        new_state, y = step(state, x)
+        return select(keep, new_state, state), zero_unless(keep, y)
+
+    return held
+
+
+def reset_where(cell: Any, params: Any, state: Any, done: Bool[Array, "*batch"]) -> Any:
+    """The state for the next step where some rows have ended: `initial_state` where `done`, else `state`.
+
+    For loops that call `step` themselves; `unroll` takes `reset` instead.
+
+    >>> import jaxseq as js
+    >>> cell = js.Elman(2, 3)
+    >>> params = cell.init(jax.random.key(0))
+    >>> state = js.ElmanState(hidden=jnp.ones((2, 3)))
+    >>> reset_where(cell, params, state, jnp.array([True, False])).hidden.tolist()
+    [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    """
+    return select(done, cell.initial_state(params, done.shape), state)

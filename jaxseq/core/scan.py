@@ -1,0 +1,1 @@
+from jax.lax import scan as scan

@@ -1,0 +1,111 @@
+"""What stands between `unroll` and `_unroll`: checks, defaults, and time moved to the front."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from jaxseq.core import errors, masks
+
+
+class Run(NamedTuple):
+    """What an unroll does besides reading inputs; arrays are time-major."""
+
+    length: int
+    batch_shape: tuple[int, ...]
+    reverse: bool
+    keep: Bool[Array, "time *batch"] | None  # the mask
+    reset: Bool[Array, "time *batch"] | None
+    keys: Array | None  # one key a step
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
+    """`layer.unroll`: checks, fills in what was left out, moves time to the front once, and calls `layer._unroll`."""
+    xs, state, mask, reset = jax.tree.map(jnp.asarray, (xs, state, mask, reset))
+    dtype = errors.float_dtype(params)
+    if dtype is not None:
+        for leaf in jax.tree.leaves(xs):
+            errors.check_dtype(layer, leaf, dtype)
+    leading = _leading_axes(layer, params, xs, state, mask, reset, length)
+    *batch_shape, length = leading
+    for flags, name in ((mask, "mask"), (reset, "reset")):
+        if flags is not None:
+            errors.check_flags(layer, flags, name, leading)
+
+    keys = None
+    if key is not None:
+        draw_key, step_key = jax.random.split(key)
+        params = layer.draw(params, draw_key)
+        keys = jax.random.split(step_key, length)
+    if state is None:
+        state = layer.initial_state(params, tuple(batch_shape))
+    else:
+        expected = jax.eval_shape(lambda params: layer.initial_state(params, tuple(batch_shape)), params)
+        errors.check_state(layer, state, expected)
+    if mask is not None:
+        xs = masks.zero_unless(mask, xs)
+
+    time = len(batch_shape)
+    xs, mask, reset = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, time, 0), (xs, mask, reset))
+    run = Run(length, tuple(batch_shape), reverse, keep=mask, reset=reset, keys=keys)
+    with jax.named_scope(type(layer).__name__):
+        state, ys = layer._unroll(params, xs, state, run)
+    return state, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), ys)
+
+
+def unroll_steps(scan: Callable[..., Any], cell: Any, params: Any, xs: Any, state: Any, run: Run) -> Any:
+    """The default `_unroll`: `cell.step` under `scan`, with the mask, resets and keys of `run`."""
+    start = None if run.reset is None else cell.initial_state(params, run.batch_shape)
+
+    def body(state, inputs):
+        x, keep, reset, key = inputs
+        if reset is not None:
+            state = masks.select(reset, start, state)
+        if keep is None:
+            return cell.step(params, state, x, key)
+        return masks.hold(lambda state, x: cell.step(params, state, x, key))(state, x, keep)
+
+    return scan(body, state, (xs, run.keep, run.reset, run.keys), length=run.length, reverse=run.reverse)
+
+
+def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, ...]:
+    """The shape [*batch, time], from the inputs or, without any, from the masks, or the state and `length`."""
+    needs = f"{layer} reads inputs [*batch, time, *features] with features of rank {layer.input_rank}"
+    if xs is None and layer.input_rank is not None:
+        raise ValueError(f"{needs}, but got None; a layer without inputs declares input_rank = None.")
+    found = set()
+
+    def visit(rank, part):
+        found.update(leaf.shape[: max(leaf.ndim - rank, 0)] for leaf in jax.tree.leaves(part))
+
+    try:
+        jax.tree.map(visit, layer.input_rank, xs)
+    except ValueError:
+        raise ValueError(f"{needs}, but got {errors.shape_of(xs)}: another tree.") from None
+    if () in found:
+        raise ValueError(f"{needs}, but got {errors.shape_of(xs)}.")
+    if not found:
+        flags = mask if mask is not None else reset
+        if flags is not None:
+            found.add(flags.shape)
+        elif length is not None:
+            found.add((*_state_batch(layer, params, state), length))
+        else:
+            raise ValueError(f"{layer} got no inputs: say how many steps with length=.")
+    if len(found) > 1:
+        raise ValueError(f"{layer} got inputs whose [*batch, time] axes differ: {sorted(found)}.")
+    (leading,) = found
+    if length is not None and length != leading[-1]:
+        raise ValueError(f"{layer} got length={length}, but its inputs have {leading[-1]} steps.")
+    return leading
+
+
+def _state_batch(layer, params, state) -> tuple[int, ...]:
+    """The batch axes of a state: those that the state of a single sequence lacks."""
+    single = jax.tree.leaves(jax.eval_shape(lambda params: layer.initial_state(params, ()), params))
+    leaves = jax.tree.leaves(state)
+    return leaves[0].shape[: leaves[0].ndim - single[0].ndim] if leaves and single else ()
