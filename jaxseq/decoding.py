@@ -1,0 +1,207 @@
+"""Decoding: new sequences from a cell, token by token."""
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxseq.core import errors, masks
+from jaxseq.core.cell import Cell, Params, State
+from jaxseq.samplers import categorical
+
+
+class Generated(NamedTuple):
+    """What `generate` returns."""
+
+    tokens: Int[Array, "*batch new"]  # the new ones; after a row's end they repeat it
+    lengths: Int[Array, "*batch"]  # how many of them are the row's own, its end included
+    log_probs: Float[Array, "*batch new"]  # of each token under the cell's own logits; 0 after a row's end
+    state: State  # all but the last token is read
+
+
+def generate(
+    cell: Cell,
+    params: Params,
+    prompt: Int[Array, "*batch time"],
+    *,
+    max_new_tokens: int,
+    key: Key[Array, ""] | None = None,
+    mask: Bool[Array, "*batch time"] | None = None,
+    state: State = None,
+    start: int | Int[Array, "..."] | None = None,
+    sample: Callable[[Any, Array], Array] = categorical,
+    end: int | Int[Array, ""] | None = None,
+    noise_key: Key[Array, ""] | None = None,
+) -> Generated:
+    """Continues each row of `prompt` with tokens sampled from a cell that reads tokens and outputs logits.
+
+    One compiled program per shape reads the prompt with `unroll` and then alternates `step` and `sample`, until
+    there are `max_new_tokens` of them or every row has ended. To compile once for prompts of all lengths, pad them.
+
+    Args:
+        cell: a language model, `int[*batch] -> logits [*batch, vocab]`.
+        params: its params.
+        prompt: what each row begins with; its time may be 0.
+        max_new_tokens: how many tokens at most, a static number; with the same key, fewer are the first of more.
+        key: for `sample`. Without one there is no noise: the default sampler takes the most probable token.
+        mask: False at padding of the prompt, on any side or in between, if its rows differ in length.
+        state: where to start from; by default `initial_state`.
+        start: a token for all rows, or one a row, that is read before the prompt: the one that began the training
+            texts. A row that has neither `start` nor prompt reads `cell.zero_input` first, that is token 0.
+        sample: `(key, logits) -> token`, called for all rows at once. Equal functions compile once; the numbers in a
+            `jax.tree_util.Partial` are traced.
+        end: the token that ends a row. Ended rows hold their state while the others go on.
+        noise_key: for the noise of the cell itself, such as dropout, which otherwise has none while generating.
+
+    Returns:
+        `Generated(tokens, lengths, log_probs, state)`. The state has read everything except the last token (of an
+        ended row, its `end`; with `max_new_tokens=0`, the prompt's), so to go on, begin with that one:
+        `generate(cell, params, out.tokens[..., -1:], state=out.state, ...)`, perhaps with more text after it.
+
+    Raises:
+        TypeError: if the prompt does not hold integers, the mask is not boolean, or cell or sampler do not fit.
+        ValueError: if the shape of mask, start or state is wrong or `max_new_tokens` is negative.
+
+    >>> import jaxseq as js
+    >>> cell = js.Stack((js.Embed(5, 4), js.LSTM(4, 8), js.Dense(8, 5)))
+    >>> params = cell.init(jax.random.key(0))
+    >>> prompt = jnp.array([[1, 2, 3], [4, 0, 0]])
+    >>> mask = js.length_mask(jnp.array([3, 1]), 3)
+    >>> out = generate(cell, params, prompt, mask=mask, key=jax.random.key(1), max_new_tokens=6, end=0)
+    >>> out.tokens.shape, out.lengths.shape, out.log_probs.shape
+    ((2, 6), (2,), (2, 6))
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"generate needs a Cell, which can advance one step, got {cell!r}.")
+    if cell.input_rank != 0:
+        raise TypeError(
+            f"generate feeds tokens, but {cell} reads inputs of rank {cell.input_rank}: put Embed or OneHot before it."
+        )
+    max_new_tokens = operator.index(max_new_tokens)
+    if max_new_tokens < 0:
+        raise ValueError(f"generate needs max_new_tokens >= 0, got {max_new_tokens}.")
+    if jax.tree_util.all_leaves([sample]):  # a plain function becomes a pytree that compares by it
+        sample = jax.tree_util.Partial(sample)
+    prompt, mask = jax.tree.map(jnp.asarray, (jnp.asarray(prompt), mask))
+    return _generate(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key)
+
+
+class _Loop(NamedTuple):
+    """Between two steps: `count` tokens are there, `token` is the last one and not yet read."""
+
+    count: Int[Array, ""]
+    state: State
+    token: Int[Array, "*batch"]
+    active: Bool[Array, "*batch"]
+    lengths: Int[Array, "*batch"]
+    tokens: Int[Array, "new *batch"]
+    log_probs: Float[Array, "new *batch"]
+
+
+def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key):
+    tokens, mask, token = _split_last(cell, params, *_with_start(cell, prompt, mask, start))
+    read, batch_shape = tokens.shape[-1], token.shape
+    log_prob_dtype = _check_logits(cell, params, token)
+    state, _ = cell.unroll(params, tokens, state, mask=mask, key=noise_key)
+    step_key = None
+    if noise_key is not None:  # as unroll did with the same key
+        draw_key, step_key = jax.random.split(noise_key)
+        params = cell.draw(params, draw_key)
+
+    def fold_in(key, count):
+        return None if key is None else jax.random.fold_in(key, count)
+
+    def body(loop: _Loop) -> _Loop:
+        state, logits = cell.step(params, loop.state, loop.token, fold_in(step_key, read + loop.count))
+        drawn = _check_token(sample(fold_in(key, loop.count), logits), batch_shape).astype(token.dtype)
+        log_probs = jax.nn.log_softmax(logits.astype(log_prob_dtype))
+        log_prob = jnp.take_along_axis(log_probs, drawn[..., None].astype(int), axis=-1)[..., 0]
+        drawn = jnp.where(loop.active, drawn, loop.token)
+        return _Loop(
+            count=loop.count + 1,
+            state=masks.select(loop.active, state, loop.state),
+            token=drawn,
+            active=loop.active if end is None else loop.active & (drawn != end),
+            lengths=loop.lengths + loop.active,
+            tokens=loop.tokens.at[loop.count].set(drawn),
+            log_probs=loop.log_probs.at[loop.count].set(jnp.where(loop.active, log_prob, 0)),
+        )
+
+    loop = _Loop(
+        count=jnp.zeros((), int),
+        state=state,
+        token=token,
+        active=jnp.ones(batch_shape, bool),
+        lengths=jnp.zeros(batch_shape, int),
+        tokens=jnp.full((max_new_tokens, *batch_shape), 0 if end is None else end, token.dtype),
+        log_probs=jnp.zeros((max_new_tokens, *batch_shape), log_prob_dtype),
+    )
+    if max_new_tokens > 0:  # the body cannot write into nothing
+        loop = jax.lax.while_loop(lambda loop: (loop.count < max_new_tokens) & loop.active.any(), body, loop)
+    return Generated(jnp.moveaxis(loop.tokens, 0, -1), loop.lengths, jnp.moveaxis(loop.log_probs, 0, -1), loop.state)
+
+
+_generate = jax.jit(_generate_checked, static_argnums=(0, 1))
+
+
+def _with_start(cell, prompt, mask, start):
+    """The prompt and its mask, with `start` before it."""
+    errors.check_tokens(cell, prompt)
+    if prompt.ndim == 0:
+        raise ValueError("generate needs a prompt [*batch, time], got a single token: give it a time axis.")
+    if mask is not None:
+        errors.check_flags(cell, mask, "mask", prompt.shape)
+    if start is None:
+        return prompt, mask
+    errors.check_tokens(cell, start)
+    rows = (*prompt.shape[:-1], 1)
+    try:
+        first = jnp.broadcast_to(jnp.asarray(start, prompt.dtype)[..., None], rows)
+    except ValueError:
+        raise ValueError(
+            f"generate needs one start token, or one a row {rows[:-1]}, got start of shape {jnp.shape(start)}."
+        ) from None
+    if mask is not None:
+        mask = jnp.concatenate([jnp.ones(rows, bool), mask], axis=-1)
+    return jnp.concatenate([first, prompt], axis=-1), mask
+
+
+def _split_last(cell, params, prompt, mask):
+    """The last unmasked token of each row, and the tokens and mask without it.
+
+    The loop begins by reading that token, so that it alone makes logits, also where rows differ in length.
+    """
+    zero = cell.zero_input(params, prompt.shape[:-1]).astype(prompt.dtype)
+    time = prompt.shape[-1]
+    if time == 0:
+        return prompt, None, zero
+    if mask is None:
+        return prompt[..., :-1], None, prompt[..., -1]
+    last = jnp.where(mask, jnp.arange(time), -1).max(axis=-1, keepdims=True)
+    token = jnp.take_along_axis(prompt, jnp.maximum(last, 0), axis=-1)[..., 0]
+    mask &= jnp.arange(time) < last
+    return prompt[..., :-1], mask[..., :-1], jnp.where(last[..., 0] < 0, zero, token)
+
+
+def _check_logits(cell, params, token):
+    """Raises unless a step gives logits; returns the dtype of their log-probabilities."""
+    _, logits = jax.eval_shape(lambda: cell.step(params, cell.initial_state(params, token.shape), token))
+    is_array = isinstance(logits, jax.ShapeDtypeStruct) and jnp.issubdtype(logits.dtype, jnp.floating)
+    if not is_array or logits.shape[:-1] != token.shape or logits.ndim == 0:
+        raise TypeError(
+            f"generate needs a cell whose step gives logits [*batch, vocab], but from tokens of shape {token.shape} "
+            f"{cell} gives {errors.shape_of(logits)}: let it end with Dense(..., vocab)."
+        )
+    return jnp.promote_types(logits.dtype, jnp.float32)
+
+
+def _check_token(token, batch_shape):
+    if jnp.shape(token) != batch_shape or not jnp.issubdtype(jnp.result_type(token), jnp.integer):
+        raise TypeError(
+            f"generate needs a sampler (key, logits) -> token that gives integers of shape {batch_shape}, "
+            f"one a row, but it gave {errors.shape_of(token)}."
+        )
+    return token
