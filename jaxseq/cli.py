@@ -1,0 +1,89 @@
+"""The command line: `jaxseq train RECIPE` and `jaxseq sample RUN`.
+
+The flags are the fields of the recipes' config dataclasses. What the user can put right is said in one line on stderr,
+with exit status 2; a run stopped by a signal saves and exits with 128 + the signal's number, 130 for Ctrl-C.
+"""
+
+import dataclasses
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+from jaxseq.recipes import characters
+from jaxseq.training.errors import MissingExtra, UserError, require
+from jaxseq.training.loop import Stopped
+from jaxseq.training.runs import open_run
+
+RECIPES = {"characters": characters}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(characters.Sampling):
+    """Write new text with a trained model."""
+
+    run: pathlib.Path
+    """The folder of the run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line with these arguments, by default those of the process; returns the exit status.
+
+    >>> main(["sample", "no-such-run"])
+    2
+    """
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+    except (UserError, MissingExtra) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"jaxseq: {message}", file=sys.stderr)
+    return 2
+
+
+def _run(arguments: list[str]) -> None:
+    recipes = _choice({name: (recipe.Config, None) for name, recipe in RECIPES.items()})
+    commands = _choice({"train": (recipes, "Train a recipe in a new run folder."), "sample": (Sample, None)})
+    command = _parse(commands, arguments, "jaxseq")
+    if isinstance(command, Sample):
+        print(characters.sample(command.run, command))
+        return
+    (name,) = (name for name, recipe in RECIPES.items() if isinstance(command, recipe.Config))
+    if command.resume is not None:
+        _check_same_flags(RECIPES[name], command.resume, arguments[2:])
+    RECIPES[name].train(command)
+
+
+def _choice(commands: dict[str, tuple[Any, str | None]]) -> Any:
+    """The type that tyro reads as a choice between commands, each the type of its flags and a description."""
+    conf = require("tyro").conf
+    choices = [
+        Annotated[Any, conf.subcommand(name, constructor_factory=lambda flags=flags: flags, description=description)]
+        for name, (flags, description) in commands.items()
+    ]
+    return Union[(*choices, Annotated[None, conf.Suppress])]  # noqa: UP007  (a union of a single choice is none)
+
+
+def _parse(flags: Any, arguments: list[str], program: str, **options: Any) -> Any:
+    tyro = require("tyro")
+    return tyro.cli(flags, args=arguments, prog=program, config=(tyro.conf.PositionalRequiredArgs,), **options)
+
+
+def _check_same_flags(recipe: Any, resume: pathlib.Path, flags: list[str]) -> None:
+    """Raises UserError if a flag beside `--resume` is not as it was when the run began."""
+    stored = recipe.stored_config(open_run(resume))
+    given = _parse(recipe.Config, flags, "jaxseq train", default=stored)
+    fields = (field.name for field in dataclasses.fields(stored))
+    changed = [f"--{name.replace('_', '-')}" for name in fields if getattr(given, name) != getattr(stored, name)]
+    if changed:
+        raise UserError(f"--resume continues {resume} as it began: leave out {', '.join(changed)}")

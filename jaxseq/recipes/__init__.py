@@ -1,0 +1,1 @@
+"""Applications, each in one file, each with real data of its own to run on."""

@@ -1,0 +1,324 @@
+"""A character language model: learns from any text to write more of it."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from jaxseq import plots, samplers
+from jaxseq.cells.lstm import LSTM
+from jaxseq.cells.pointwise import Dense, Embed
+from jaxseq.combinators.noise import Dropout
+from jaxseq.combinators.stack import Stack
+from jaxseq.core.cell import Params
+from jaxseq.core.serialization import to_json
+from jaxseq.decoding import generate
+from jaxseq.training import checkpoints, corpus, data, language, loop, runs
+from jaxseq.training.errors import UserError, require
+from jaxseq.training.progress import Progress
+from jaxseq.training.text import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a character language model on a text. Ctrl-C stops it and saves; --resume RUN goes on."""
+
+    text: pathlib.Path | None = None
+    """A UTF-8 text file, or a folder of them; by default the language reference that comes with Python."""
+    run: pathlib.Path | None = None
+    """The new folder of this run; by default the first free one of runs/characters-1, -2 and so on."""
+    resume: pathlib.Path | None = None
+    """The folder of a run to continue exactly as it was; other flags must be those of that run."""
+    train_fraction: float = 0.9
+    """The part of the text to learn from, from its beginning."""
+    validation_fraction: float = 0.05
+    """The part after it, scored whenever a checkpoint is saved."""
+    test_fraction: float = 0.05
+    """The part after that, scored once at the end."""
+    embedding_size: int = 64
+    """Features of each character."""
+    hidden_size: int = 320
+    """Hidden units of each LSTM layer."""
+    layers: int = 1
+    """How many LSTM layers there are."""
+    dropout: float = 0.25
+    """The probability with which each output of an LSTM layer is dropped while training."""
+    batch: int = 32
+    """How many places of the text are read side by side."""
+    time: int = 128
+    """Characters in a window: how far gradients flow back; the state is carried further."""
+    epochs: int = 8
+    """How many times the training part is read."""
+    learning_rate: float = 3e-3
+    """Adam's step size at its highest."""
+    warmup: float = 0.05
+    """The part of the training in which the learning rate rises from 0; after it, it falls to 0 as a cosine."""
+    clip: float = 1.0
+    """The norm to which larger gradients are scaled down."""
+    seed: int = 0
+    """For the first parameters, dropout and the samples."""
+    log_every: int = 10
+    """Steps, one window each, between two lines of metrics.jsonl."""
+    save_every: int = 200
+    """Steps between two checkpoints, each with a validation score and a sample."""
+    keep: int = 3
+    """How many checkpoints stay on the disk."""
+    sample_characters: int = 200
+    """The length of the samples written while training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to write new text."""
+
+    prompt: str = ""
+    """What the text begins with; by default it goes on from the beginning of the run's validation part."""
+    characters: int = 500
+    """How many characters to write."""
+    temperature: float = 0.8
+    """Below 1 likely characters become likelier, above 1 less so; 0 takes the likeliest."""
+    top_k: int | None = None
+    """Draw among this many likeliest characters only."""
+    top_p: float = 1.0
+    """Draw among the likeliest characters that have this probability together."""
+    seed: int = 0
+    """Another seed, another text."""
+
+
+def _require_flag(config: Any, holds: bool, name: str, needed: str) -> None:
+    if not holds:
+        raise UserError(f"--{name.replace('_', '-')} must be {needed}, got {getattr(config, name)}")
+
+
+def check(config: Config) -> None:
+    """Raises UserError, naming the flag, if a number of the config makes no sense."""
+    counts = ("embedding_size", "hidden_size", "layers", "batch", "time", "epochs", "log_every", "save_every", "keep")
+    for name in counts:
+        _require_flag(config, getattr(config, name) >= 1, name, "at least 1")
+    for name in ("learning_rate", "clip", "train_fraction", "validation_fraction"):
+        _require_flag(config, 0 < getattr(config, name) < math.inf, name, "more than 0")
+    _require_flag(config, 0 <= config.dropout < 1, "dropout", "at least 0 and less than 1")
+    _require_flag(config, 0 <= config.warmup <= 1, "warmup", "between 0 and 1")
+    _require_flag(config, config.sample_characters >= 1, "sample_characters", "at least 1")
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises UserError, naming the flag, if a number makes no sense."""
+    _require_flag(sampling, sampling.characters >= 1, "characters", "at least 1")
+    _require_flag(sampling, 0 <= sampling.temperature < math.inf, "temperature", "at least 0")
+    _require_flag(sampling, sampling.top_k is None or sampling.top_k >= 1, "top_k", "at least 1")
+    _require_flag(sampling, 0 < sampling.top_p <= 1, "top_p", "more than 0 and at most 1")
+
+
+def model(config: Config, vocab_size: int) -> Stack:
+    """The model: an embedding, LSTM layers with dropout after each, and the logits of the next character."""
+    cells, size = [], config.embedding_size
+    for _ in range(config.layers):
+        cells += [LSTM(size, config.hidden_size), Dropout(config.dropout)]
+        size = config.hidden_size
+    return Stack((Embed(vocab_size, config.embedding_size), *cells, Dense(size, vocab_size)))
+
+
+def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+    """Adam with the gradient's norm clipped, and a learning rate that rises linearly and falls as a cosine."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, round(config.warmup * steps), steps)
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
+
+
+def train(config: Config) -> runs.Run:
+    """Trains a model in a new run folder, or goes on with the run `config.resume`; returns the run.
+
+    The folder holds `config.json`, `metrics.jsonl` (training loss, validation and at last test bits per character),
+    `loss.png`, `samples.txt` and `checkpoints/`.
+
+    Raises:
+        UserError: if the config, the text or the run folder is unusable, the text of a run that goes on has changed,
+            or the disk is full.
+        Stopped: after Ctrl-C or SIGTERM, when the state is saved.
+    """
+    for package in ("orbax.checkpoint", "rich.progress", "matplotlib.figure"):  # rather now than at the first use
+        require(package)
+    run = None
+    if config.resume is not None:
+        run = runs.open_run(config.resume)
+        config = stored_config(run)
+    check(config)
+    text = corpus.read(config.text, (config.train_fraction, config.validation_fraction, config.test_fraction))
+    windows = data.windows(text.train, config.batch, config.time)
+    if run is None:
+        run = runs.create(config.run or runs.next_free(pathlib.Path("runs"), "characters"), _about(config, text))
+    elif run.about["text"]["sha256"] != text.source.fingerprint():
+        raise UserError(f"{text.source.source} is no longer the text that {run.path} began with")
+    progress = Progress("characters", config.batch * config.time)
+    _introduce(run, text, progress)
+    _fit(config, text, windows, run, progress)
+    _conclude(run, progress)
+    return run
+
+
+def _fit(config: Config, text: corpus.Corpus, windows: data.Windows, run: runs.Run, progress: Progress) -> None:
+    cell, steps = model(config, text.vocabulary.size), config.epochs * len(windows.inputs)
+    adam = optimizer(config, steps)
+    init_key, noise_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
+    score = language.scorer(cell)
+    parts = {
+        name: data.scoring_windows(text.tokens, *span, batch=config.batch, time=config.time, context=config.time)
+        for name, span in text.scored.items()
+    }
+
+    def before_save(step: int, state: language.TrainState) -> None:
+        bits = float(score(state.params, parts["validation"]))
+        run.record({"step": step, "validation_bits": bits})
+        sampling = Sampling(run.about["opening"], config.sample_characters)
+        sample = write(cell, state.params, text.vocabulary, sampling, jax.random.fold_in(sample_key, step))
+        run.write_sample(f"--- step {step}, validation {bits:.3f} bits per character\n{sample}\n\n")
+        progress.say(f"step {step} of {steps}: validation {bits:.3f} bits per character; it writes:\n{sample}\n")
+        _plot(run)
+
+    state = loop.fit(
+        language.train_step(cell, adam, noise_key),
+        language.initial_state(cell, adam, init_key, config.batch),
+        jax.tree.map(jnp.asarray, windows),
+        plan=loop.Plan(steps, config.log_every, config.save_every, config.keep),
+        run=run,
+        before_save=before_save,
+        progress=progress,
+    )
+    if "test" in parts:
+        run.record({"step": steps, "test_bits": float(score(state.params, parts["test"]))})
+
+
+def _about(config: Config, text: corpus.Corpus) -> dict[str, Any]:
+    """What a run folder says of itself in `config.json`; sampling needs it, and so does going on."""
+    values = {name: str(value.absolute()) if isinstance(value, pathlib.Path) else value for name, value in _flags(config)}
+    source, start = text.source, text.cuts[0]
+    return {
+        "recipe": "characters",
+        "config": values,
+        "text": {
+            "source": source.source,
+            "sha256": source.fingerprint(),
+            "characters": len(source.content),
+            "cuts": text.cuts,
+            "unknown": {name: int((text.tokens[slice(*span)] == 0).sum()) for name, span in text.scored.items()},
+            "skipped_files": source.skipped,
+        },
+        "baseline_bits": corpus.baselines(text),
+        "vocabulary": text.vocabulary.characters,
+        "opening": source.content[start : start + 32],
+        "model": json.loads(to_json(model(config, text.vocabulary.size))),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }
+
+
+def _flags(config: Config) -> list[tuple[str, Any]]:
+    """The fields that make a run what it is: all but where it is."""
+    names = (field.name for field in dataclasses.fields(config))
+    return [(name, getattr(config, name)) for name in names if name not in ("run", "resume")]
+
+
+def stored_config(run: runs.Run) -> Config:
+    """The config that a run began with, with `resume` as its folder.
+
+    Raises:
+        UserError: if it is the run of another recipe.
+    """
+    if run.about.get("recipe") != "characters":
+        raise UserError(f"{run.path} is not a run of the recipe characters")
+    values = dict(run.about["config"])
+    if values["text"] is not None:
+        values["text"] = pathlib.Path(values["text"])
+    return Config(**values, resume=run.path)
+
+
+def _introduce(run: runs.Run, text: corpus.Corpus, progress: Progress) -> None:
+    about = run.about["text"]
+    train, validation, test = (end - start for start, end in zip((0, *text.cuts), text.cuts, strict=False))
+    progress.say(f"text: {about['source']}, {about['characters']:,} characters, sha256 {about['sha256'][:16]}")
+    progress.say(
+        f"split: {train:,} to learn from, {validation:,} for validation, {test:,} for the test; "
+        f"{len(text.vocabulary.characters)} different, unknown: {about['unknown']}"
+    )
+    if about["skipped_files"]:
+        progress.say(f"left out, as they are not UTF-8 text: {', '.join(about['skipped_files'])}")
+    for part, scores in run.about["baseline_bits"].items():
+        shown = ", ".join(f"{name} {bits:.3f}" for name, bits in scores.items())
+        progress.say(f"baselines on {part}, bits per character: {shown}")
+    progress.say(f"run folder: {run.path}")
+
+
+def _conclude(run: runs.Run, progress: Progress) -> None:
+    records = run.records()
+    for part, baselines in run.about["baseline_bits"].items():
+        bits = [record[f"{part}_bits"] for record in records if f"{part}_bits" in record][-1]
+        verdict = "better than" if bits < baselines["5-gram"] else "not better than"
+        progress.say(f"{part}: {bits:.3f} bits per character, {verdict} the 5-gram's {baselines['5-gram']:.3f}")
+    clock = [record for record in records if "seconds" in record][-1]
+    progress.say(f"trained for {clock['seconds']:.0f} s ({clock['cpu_seconds']:.0f} s of CPU time)")
+    progress.say(f'to read more: jaxseq sample {run.path} --prompt "..."')
+
+
+def _plot(run: runs.Run) -> None:
+    records = run.records()
+    curves = {}
+    for label, name in (("training, with dropout", "bits"), ("validation", "validation_bits")):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        curves[label] = tuple(zip(*points, strict=True))
+    figure = plots.learning_curves(curves, run.about["baseline_bits"]["validation"], ylabel="bits per character")
+    checkpoints.write_whole(run.path / "loss.png", plots.png(figure))
+
+
+def sample(path: pathlib.Path, sampling: Sampling) -> str:
+    """New text by the newest whole checkpoint of a run.
+
+    Raises:
+        UserError: if there is no run or checkpoint in `path`, if the prompt has characters that the training text
+            does not have, or if a number makes no sense.
+    """
+    check_sampling(sampling)
+    run = runs.open_run(path)
+    config, vocabulary = stored_config(run), Vocabulary(run.about["vocabulary"])
+    unknown = vocabulary.missing(sampling.prompt)
+    if unknown:
+        raise UserError(f"the prompt has characters that the run's training text does not have: {unknown!r}")
+    sampling = dataclasses.replace(sampling, prompt=sampling.prompt or run.about["opening"])
+    checkpoint = checkpoints.newest(run.checkpoints)
+    if checkpoint is None:
+        raise UserError(f"{path} has no checkpoint yet: continue it with --resume {path}")
+    cell = model(config, vocabulary.size)
+    like = jax.eval_shape(
+        lambda key: language.initial_state(cell, optimizer(config, 1), key, config.batch), jax.random.key(0)
+    )
+    params = jax.tree.map(jnp.asarray, checkpoints.restore(checkpoint, like).params)
+    return sampling.prompt + write(cell, params, vocabulary, sampling, jax.random.key(sampling.seed))
+
+
+def write(
+    cell: Stack, params: Params, vocabulary: Vocabulary, sampling: Sampling, key: Key[Array, ""]
+) -> str:
+    """The text with which a model goes on after the prompt."""
+    greedy = sampling.temperature == 0
+    draw = jax.tree_util.Partial(
+        _draw,
+        temperature=1.0 if greedy else sampling.temperature,
+        k=1 if greedy else sampling.top_k or vocabulary.size,
+        p=sampling.top_p,
+    )
+    prompt = jnp.asarray(vocabulary.encode(sampling.prompt))
+    out = generate(cell, params, prompt, key=key, max_new_tokens=sampling.characters, sample=draw)
+    return vocabulary.decode(np.asarray(out.tokens))
+
+
+def _draw(
+    key: Key[Array, ""], logits: Float[Array, "*batch vocab"], *, temperature: Any, k: Any, p: Any
+) -> Int[Array, "*batch"]:
+    logits = logits.at[..., 0].set(-jnp.inf)  # the unknown character cannot be written
+    return samplers.categorical(key, samplers.top_p(samplers.top_k(logits / temperature, k), p))

@@ -1,0 +1,1 @@
+"""Training that no recipe has to repeat: data windows, text, the loop, checkpoints and run folders."""

@@ -1,0 +1,171 @@
+"""Checkpoints that are whole or not there: orbax writes the arrays, a manifest of checksums proves them.
+
+A checkpoint is the folder `<step>` with the arrays in `arrays/`, what belongs to them in `extra.json`, and
+`manifest.json`, which holds the size and SHA-256 of every other file. It is written under another name, flushed to the disk and renamed as the last act, so that neither a
+killed process nor a full disk leaves a half one in place of a good one; what the disk loses later, the checksums show.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxseq.training.errors import UserError, disk_is_full, require
+
+_ARRAYS, _EXTRA, _MANIFEST, _PARTIAL = "arrays", "extra.json", "manifest.json", ".partial"
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was found whole: its step, its folder, and the JSON values that were saved with it."""
+
+    step: int
+    path: pathlib.Path
+    extra: dict[str, Any]
+
+
+def save(folder: pathlib.Path, step: int, tree: Any, extra: dict[str, Any] | None = None, *, keep: int = 3) -> None:
+    """Saves a tree of arrays as the checkpoint of a step, then removes all but the `keep` newest.
+
+    Args:
+        folder: holds the checkpoints of one run; made if it is not there.
+        step: the name of the checkpoint; one of the same step is replaced.
+        tree: arrays in containers that `restore` is given again.
+        extra: values for JSON that belong to the arrays.
+        keep: how many checkpoints stay, at least 1.
+
+    Raises:
+        UserError: if the disk is full. The earlier checkpoints are as they were, and nothing of the new one is left.
+    """
+    ocp = require("orbax.checkpoint")
+    partial = folder.absolute() / f"{step:08d}{_PARTIAL}"
+    arrays = jax.tree.map(np.asarray, tree)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with _quiet_orbax(), contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
+            checkpointer.save(partial / _ARRAYS, args=ocp.args.PyTreeSave(arrays))
+        (partial / _EXTRA).write_text(json.dumps(extra or {}), encoding="utf-8")
+        (partial / _MANIFEST).write_text(json.dumps(_digests(partial), indent=1), encoding="utf-8")
+        for path in [*partial.rglob("*"), partial]:
+            _flush(path)
+        final = folder / f"{step:08d}"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _flush(folder)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not disk_is_full(error):
+            raise
+        raise UserError(f"no space left on the disk for the checkpoint of step {step} in {folder}") from error
+    for old in _steps(folder)[:-keep]:
+        shutil.rmtree(folder / f"{old:08d}")
+    for left in folder.glob(f"*{_PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def newest(folder: pathlib.Path, report: Callable[[str], None] = print) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None; `report` is told of each newer one that is not, and why."""
+    for step in reversed(_steps(folder)):
+        path = folder / f"{step:08d}"
+        damage = find_damage(path)
+        if damage is None:
+            return Checkpoint(step, path, json.loads((path / _EXTRA).read_text(encoding="utf-8")))
+        report(f"the checkpoint of step {step} is damaged ({damage}): using the one before it")
+    return None
+
+
+def find_damage(path: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint, in a phrase; None if every file is as it was saved."""
+    try:
+        expected = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        found = _digests(path)
+    except OSError as error:
+        return f"cannot read {error.filename}: {error.strerror}"
+    except ValueError:
+        return f"{_MANIFEST} is not JSON"
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if expected.get(name) != found[name]:
+            return f"{name} is not what was written"
+    return None
+
+
+def restore(checkpoint: Checkpoint, like: Any) -> Any:
+    """The tree of a checkpoint, as NumPy arrays.
+
+    Args:
+        checkpoint: from `newest`.
+        like: a tree of the same structure, shapes and dtypes, abstract (`jax.eval_shape`) or not.
+
+    Raises:
+        ValueError: if the checkpoint holds a tree of another structure or other shapes.
+    """
+    ocp = require("orbax.checkpoint")
+    options = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
+    with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
+        arguments = ocp.args.PyTreeRestore(item=like, restore_args=options)
+        tree = checkpointer.restore(checkpoint.path.absolute() / _ARRAYS, args=arguments)
+    shapes = [(got.shape, want.shape) for got, want in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)]
+    for got, want in shapes:
+        if got != want:
+            raise ValueError(f"{checkpoint.path} holds an array of shape {got} where {want} is needed.")
+    return tree
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that it holds either what it held before or all of `content`.
+
+    Raises:
+        UserError: if the disk is full; the file is as it was.
+    """
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        partial.write_bytes(content)
+        _flush(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if not disk_is_full(error):
+            raise
+        raise UserError(f"no space left on the disk for {path}") from error
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+
+
+def _digests(folder: pathlib.Path) -> dict[str, list[Any]]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path != folder / _MANIFEST)
+    contents = {path: path.read_bytes() for path in paths}
+    return {
+        path.relative_to(folder).as_posix(): [len(content), hashlib.sha256(content).hexdigest()]
+        for path, content in contents.items()
+    }
+
+
+def _flush(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    # orbax logs the traceback of an error that it raises as well
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

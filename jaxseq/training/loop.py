@@ -1,0 +1,146 @@
+"""The training loop: a pure step, run many times in one program, with logs, checkpoints and a clean stop.
+
+The state of training is one tree of arrays; what a step draws at random comes from its seed and number. So a run that
+goes on from a checkpoint is the same run, bit for bit.
+"""
+
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxseq.training.errors import UserError
+from jaxseq.training.progress import Progress
+from jaxseq.training.runs import Run
+
+TrainStep = Callable[[Any, jax.Array, Any], tuple[Any, dict[str, jax.Array]]]
+
+
+class Plan(NamedTuple):
+    """How many steps to train for, and after how many to log, to save, and how many checkpoints to keep."""
+
+    steps: int
+    log_every: int
+    save_every: int
+    keep: int = 3
+
+    def stops(self, start: int) -> Iterator[int]:
+        """The steps after `start` at which something is due, the last step included.
+
+        >>> list(Plan(steps=10, log_every=4, save_every=6).stops(4))
+        [6, 8, 10]
+        """
+        step = start
+        while step < self.steps:
+            step = min((step // every + 1) * every for every in (self.log_every, self.save_every))
+            yield min(step, self.steps)
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal; it has saved its state after `step` steps."""
+
+    def __init__(self, step: int, signum: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+        self.signum = signum
+
+
+def fit(
+    train_step: TrainStep,
+    state: Any,
+    data: Any,
+    *,
+    plan: Plan,
+    run: Run,
+    before_save: Callable[[int, Any], None] = lambda step, state: None,
+    progress: Progress | None = None,
+) -> Any:
+    """Trains to the end of the plan, from the run's newest whole checkpoint if it has one; returns the final state.
+
+    Args:
+        train_step: `(state, step, data) -> (state, metrics)`, pure; metrics are scalars by name.
+        state: the state before the first step, any tree of arrays.
+        data: any tree of arrays, the same for each step.
+        plan: the number of steps and what is due when.
+        run: its log gets the means of the metrics since the line before, with the step and the time since the run
+            began: `seconds` on the wall and `cpu_seconds` of the process.
+        before_save: called with the number of steps done and the state when a checkpoint is due, to evaluate it.
+        progress: shows the metrics and messages.
+
+    Raises:
+        Stopped: after SIGINT (Ctrl-C) or SIGTERM, once the steps under way are done and the state is saved.
+        UserError: if a metric is no longer finite, or the disk is full; the checkpoints before that are whole.
+    """
+    progress = progress or Progress()
+    step, extra = 0, {}
+    resumed = run.resume(state, progress.say)
+    if resumed is not None:
+        step, state, extra = resumed
+        progress.say(f"continuing after step {step} of {plan.steps}")
+    wall, cpu = time.perf_counter() - extra.get("seconds", 0), time.process_time() - extra.get("cpu_seconds", 0)
+    advance = _repeat(train_step)
+    state = jax.tree.map(jnp.array, state)  # a copy: advance writes over what it is given
+    with _Signals() as signals, progress.bar(step, plan.steps):
+        for stop in plan.stops(step):
+            state, metrics = advance(state, step, stop - step, data)
+            values = {name: float(value) for name, value in metrics.items()}
+            step, clock = stop, {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise UserError(f"{name} is {value} after step {step}: lower the learning rate and start again")
+            run.record({"step": step, **values, **clock})
+            progress.update(step, values)
+            due = step % plan.save_every == 0 or step == plan.steps
+            if due:
+                before_save(step, state)
+            if due or signals.received:
+                run.save(step, state, clock, keep=plan.keep)
+            if signals.received:
+                progress.say(f"stopped and saved after step {step}: continue with --resume {run.path}")
+                raise Stopped(step, signals.received)
+    return state
+
+
+def _repeat(train_step: TrainStep) -> Callable[[Any, int, int, Any], tuple[Any, dict[str, jax.Array]]]:
+    """`advance(state, start, count, data)`: `count` steps in one program, and the means of their metrics."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(state: Any, start: Any, count: Any, data: Any) -> tuple[Any, dict[str, jax.Array]]:
+        def body(index: Any, carry: Any) -> Any:
+            state, total = carry
+            state, metrics = train_step(state, start + index, data)
+            return state, jax.tree.map(jnp.add, total, metrics)
+
+        shapes = jax.eval_shape(train_step, state, start, data)[1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
+        return state, jax.tree.map(lambda leaf: leaf / count, total)
+
+    return advance
+
+
+class _Signals:
+    """Notes the first SIGINT or SIGTERM in `received`; the second one acts as it would have without this."""
+
+    received = 0
+
+    def __enter__(self) -> "_Signals":
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        self.__exit__()

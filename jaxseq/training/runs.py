@@ -1,0 +1,117 @@
+"""The folder of one training run: what it is, its log as JSON lines, its samples and its checkpoints."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from jaxseq.training import checkpoints
+from jaxseq.training.errors import UserError, disk_is_full
+
+_ABOUT, _METRICS, _SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder; `create` and `open_run` make one. A checkpoint remembers how long the logs were when it was saved.
+
+    So a run that goes on from a checkpoint first cuts its logs back to it, and no line stands in them twice.
+    """
+
+    path: pathlib.Path
+    about: dict[str, Any]
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Adds one line to `metrics.jsonl`; UserError if the disk is full."""
+        _append(self.path / _METRICS, json.dumps(values, allow_nan=False) + "\n")
+
+    def write_sample(self, sample: str) -> None:
+        """Adds a text to `samples.txt`; UserError if the disk is full."""
+        _append(self.path / _SAMPLES, sample)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, without a last one that is not whole."""
+        path = self.path / _METRICS
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def save(self, step: int, state: Any, extra: dict[str, Any], *, keep: int = 3) -> None:
+        """Saves `state` as the checkpoint of a step; see `checkpoints.save`."""
+        logs = {name: _length(self.path / name) for name in (_METRICS, _SAMPLES)}
+        checkpoints.save(self.checkpoints, step, state, {"logs": logs, **extra}, keep=keep)
+
+    def resume(self, like: Any, report: Callable[[str], None] = print) -> tuple[int, Any, dict[str, Any]] | None:
+        """Goes back to the newest whole checkpoint: its step, its state and its `extra`; None if there is none.
+
+        What the logs say of later steps is cut off, as it will be written again.
+        """
+        checkpoint = checkpoints.newest(self.checkpoints, report)
+        logs = checkpoint.extra["logs"] if checkpoint else {}
+        for name in (_METRICS, _SAMPLES):
+            path = self.path / name
+            if path.exists():
+                os.truncate(path, min(logs.get(name, 0), _length(path)))
+        if checkpoint is None:
+            return None
+        return checkpoint.step, checkpoints.restore(checkpoint, like), checkpoint.extra
+
+
+def create(path: pathlib.Path, about: dict[str, Any]) -> Run:
+    """A new run folder that keeps `about`, values for JSON, in `config.json`.
+
+    Raises:
+        UserError: if the folder exists and is not empty, cannot be made, or the disk is full.
+    """
+    if (path / _ABOUT).exists():
+        raise UserError(f"{path} already holds a run: continue it with --resume {path}, or give another --run")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} already exists and is not an empty folder: give another --run")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {path}: {error.strerror}") from error
+    checkpoints.write_whole(path / _ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    return Run(path, about)
+
+
+def open_run(path: pathlib.Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        UserError: if the folder does not hold a run.
+    """
+    try:
+        about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        about = None
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is not a run folder: it has no readable {_ABOUT}")
+    return Run(path, about)
+
+
+def next_free(parent: pathlib.Path, name: str) -> pathlib.Path:
+    """The first of `parent/name-1`, `parent/name-2` and so on that does not exist."""
+    candidates = (parent / f"{name}-{number}" for number in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
+
+
+def _append(path: pathlib.Path, content: str) -> None:
+    try:
+        with path.open("ab") as file:
+            file.write(content.encode("utf-8", "replace"))
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise UserError(f"no space left on the disk for {path}") from error
+
+
+def _length(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.exists() else 0
