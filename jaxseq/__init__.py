@@ -35,3 +35,5 @@ from .core.cell import SequenceLayer as SequenceLayer
 from .core.masks import length_mask as length_mask
 from .core.masks import reset_where as reset_where
 from .core.scan import scan as scan
+from .core.serialization import from_json as from_json
+from .core.serialization import to_json as to_json

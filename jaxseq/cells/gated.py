@@ -47,7 +47,7 @@ class Recurrent(Cell):
     input_size: int
     hidden_size: int
     _: dataclasses.KW_ONLY
-    gate_layout: Literal["flat", "axis"] | None = None
+    gate_layout: Literal["flat", "axis"] | None = dataclasses.field(default=None, metadata={"json": False})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import operator
-from typing import Any, ClassVar, dataclass_transform, final
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform, final
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +53,15 @@ class SequenceLayer(abc.ABC):
 
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        shown = ((field, getattr(self, field.name)) for field in fields)
-        return f"{type(self).__name__}({', '.join(f'{f.name}={v!r}' for f, v in shown if v is not f.default)})"
+        shown = ((field.name, getattr(self, field.name), field.default) for field in fields)
+        named = (f"{name}={_show(value)}" for name, value, default in shown if value is not default)
+        return f"{type(self).__name__}({', '.join(named)})"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            why = ": it reads the whole sequence; a Stack of cells steps" if name == "step" else ""
+            raise AttributeError(f"{type(self).__name__} has no {name}{why}.")
 
     @abc.abstractmethod
     def init(self, key: Array) -> Params:
@@ -224,3 +231,8 @@ def _size(layer, name: str, value: Any) -> int:
     if number < 1 and name.endswith("size"):
         raise ValueError(f"{type(layer).__name__} needs {name} >= 1, got {number}.")
     return number
+
+
+def _show(value: Any) -> str:
+    """`repr`, with functions by their names."""
+    return value.__name__ if callable(value) and hasattr(value, "__name__") else repr(value)
