@@ -1,0 +1,1 @@
+"""What jaxseq costs beside its peers, measured side by side in one run."""

@@ -1,0 +1,87 @@
+"""The benchmarks run, compare what they say they compare, and write what they say they write."""
+
+import importlib.util
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from benchmarks import contenders, timing, unroll
+
+SHAPE = contenders.Shape(time=5, batch=2, input=3, hidden=4)
+
+
+@pytest.fixture(autouse=True)
+def imported_peers():
+    """Import what is installed: warnings of a peer's own import are not ours."""
+    for name in ("torch", "flax"):
+        if importlib.util.find_spec(name):
+            with warnings.catch_warnings(action="ignore"):
+                importlib.import_module(name)
+
+
+def test_unroll_writes_a_report_and_a_table(tmp_path):
+    settings = "--sizes 5,2,3,4 --rounds 2 --runs 2 --seconds 0 --output".split()
+    table = unroll.main([*settings, str(tmp_path)])
+    report = json.loads(table.with_suffix(".json").read_text())
+    present = {"jaxseq", "plain", *(name for name in ("torch", "flax") if importlib.util.find_spec(name))}
+
+    assert {(result["cell"], result["mode"]) for result in report["results"]} == {
+        (cell, mode) for cell in ("lstm", "gru") for mode in ("forward", "train")
+    }
+    for result in report["results"]:
+        assert result["shape"] == SHAPE._asdict()
+        assert set(result["milliseconds"]) == present
+        assert set(result["speed"]) == present - {"jaxseq"}
+        assert [len(run["seconds"]["jaxseq"]) for run in result["runs"]] == [2, 2]
+    assert set(report["missing"]) == {"torch", "flax", "plain", "jaxseq"} - present
+    assert set(report["geometric_means"]["all train"]) == present - {"jaxseq"}
+    assert len(report["goals"]) == len(present) - 1
+    assert report["versions"]["jax"] and report["processor"] and report["cores"] >= 1
+    lines = table.read_text().splitlines()
+    assert sum(line.startswith("| lstm | 5, 2, 3, 4 |") for line in lines) == 2
+    assert any("slowest case against lax.scan: at least 0.95" in line for line in lines)
+
+
+def test_a_missing_peer_is_left_out_with_the_reason(monkeypatch):
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None)
+    problem = contenders.make_problem("gru", SHAPE)
+    ready, missing = contenders.contenders(problem, ("torch", "flax", "plain"))
+    assert set(ready) == {"jaxseq", "plain"}
+    assert missing == {"torch": "not installed", "flax": "not installed"}
+
+
+@pytest.mark.parametrize("mode", contenders.MODES)
+def test_contenders_that_differ_stop_the_run(mode):
+    problem = contenders.make_problem("lstm", SHAPE)
+    other = problem._replace(params=problem.params._replace(bias=problem.params.bias * 1.01))
+    ready = {"jaxseq": contenders.jaxseq(problem), "plain": contenders.plain(other)}
+    with pytest.raises(AssertionError, match=f"plain and jaxseq differ in {mode}"):
+        contenders.check_agreement(ready, mode, tolerance=1e-3)
+
+
+def test_contenders_take_turns():
+    turns = []
+    calls = {name: lambda name=name: turns.append(name) for name in ("a", "b", "c")}
+    figures = timing.interleave(calls, rounds=2, seconds=0)
+    # twice each: once to warm up
+    assert turns == [*"aabbcc", *"bbccaa"]
+    assert {name: len(values) for name, values in figures.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_a_speed_compares_within_rounds():
+    # we slow down from round to round, the peer always takes three times as long
+    assert timing.speed([1.0, 2.0, 4.0], [3.0, 6.0, 12.0]) == timing.Ratio(3.0, 3.0, 3.0)
+    assert timing.speed([2.0], [1.0]).median == 0.5
+    np.testing.assert_allclose(timing.geometric_mean([0.25, 1.0, 4.0]), 1.0)
+
+
+def test_a_goal_everywhere_looks_at_the_slowest_case():
+    results = [{"mode": mode, "speed": {"plain": speed}} for mode, speed in [("forward", 0.9), ("train", 2.0)]]
+    assert not unroll.judge(unroll.Goal("plain", 0.95, everywhere=True), results)["holds"]
+    assert unroll.judge(unroll.Goal("plain", 0.95), results) == {
+        "goal": "training step against lax.scan, geometric mean: at least 0.95",
+        "reached": pytest.approx(2.0),
+        "holds": True,
+    }
