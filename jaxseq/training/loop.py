@@ -85,11 +85,10 @@ def fit(
         step, state, extra = resumed
         progress.say(f"continuing after step {step} of {plan.steps}")
     wall, cpu = time.perf_counter() - extra.get("seconds", 0), time.process_time() - extra.get("cpu_seconds", 0)
-    advance = _repeat(train_step)
-    state = jax.tree.map(jnp.array, state)  # a copy: advance writes over what it is given
+    state = jax.tree.map(jnp.array, state)  # a copy: _advance writes over what it is given
     with _Signals() as signals, progress.bar(step, plan.steps):
         for stop in plan.stops(step):
-            state, metrics = advance(state, step, stop - step, data)
+            state, metrics = _advance(train_step, state, step, stop - step, data)
             values = {name: float(value) for name, value in metrics.items()}
             step, clock = stop, {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
             for name, value in values.items():
@@ -108,22 +107,19 @@ def fit(
     return state
 
 
-def _repeat(train_step: TrainStep) -> Callable[[Any, int, int, Any], tuple[Any, dict[str, jax.Array]]]:
-    """`advance(state, start, count, data)`: `count` steps in one program, and the means of their metrics."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _advance(train_step: TrainStep, state: Any, start: Any, count: Any, data: Any) -> tuple[Any, dict[str, jax.Array]]:
+    """`count` steps from step `start` on in one program, and the means of their metrics."""
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def advance(state: Any, start: Any, count: Any, data: Any) -> tuple[Any, dict[str, jax.Array]]:
-        def body(index: Any, carry: Any) -> Any:
-            state, total = carry
-            state, metrics = train_step(state, start + index, data)
-            return state, jax.tree.map(jnp.add, total, metrics)
+    def body(index: Any, carry: Any) -> Any:
+        state, total = carry
+        state, metrics = train_step(state, start + index, data)
+        return state, jax.tree.map(jnp.add, total, metrics)
 
-        shapes = jax.eval_shape(train_step, state, start, data)[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
-        return state, jax.tree.map(lambda leaf: leaf / count, total)
-
-    return advance
+    shapes = jax.eval_shape(train_step, state, start, data)[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
+    return state, jax.tree.map(lambda leaf: leaf / count, total)
 
 
 class _Signals:

@@ -39,7 +39,7 @@ def fit(tokens: Int[np.ndarray, " length"], vocab_size: int, order: int) -> NGra
 
     >>> model = fit(np.array([0, 1, 0, 1, 0, 1]), vocab_size=3, order=2)
     >>> bits(model, np.array([0, 1]), start=1).round(2).tolist()
-    [0.38]
+    [0.15]
     """
     codes, ids = [], [np.zeros(len(tokens) + 1, int)]  # ids[m][i] is the m-gram that starts at i
     counts = []

@@ -1,0 +1,149 @@
+import json
+import os
+import pathlib
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseq.training import loop, runs
+from jaxseq.training.errors import UserError
+
+PLAN = loop.Plan(steps=10, log_every=2, save_every=3, keep=2)
+
+
+def noisy_step(state: Any, step: Any, data: Any) -> Any:
+    """A step with a state of its own, data, and noise from the number of the step."""
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), step), (3,))
+    weights = state["weights"] - 0.1 * (state["weights"] - data[step % len(data)] + 0.1 * noise)
+    return {"weights": weights, "seen": state["seen"] + 1}, {"loss": jnp.sum(weights**2)}
+
+
+def start() -> Any:
+    return {"weights": jnp.zeros(3), "seen": jnp.int32(0)}
+
+
+def train(path: pathlib.Path, before_save: Callable[[int, Any], None] = lambda step, state: None, **options: Any) -> Any:
+    """Trains in a run folder, which is made or opened."""
+    run = runs.open_run(path) if path.exists() else runs.create(path, {})
+    step = options.pop("step", noisy_step)
+    return loop.fit(step, start(), jnp.arange(4.0), plan=PLAN, run=run, before_save=before_save, **options)
+
+
+def lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The log without the times, which differ from run to run."""
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{name: record[name] for name in record if "seconds" not in name} for record in records]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any]:
+    """A run that nothing interrupted: its folder and its final state."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    return path, train(path)
+
+
+def test_many_steps_in_one_program_are_the_steps_one_by_one(whole: tuple[pathlib.Path, Any]):
+    state, losses = start(), []
+    for step in range(PLAN.steps):
+        state, metrics = noisy_step(state, step, jnp.arange(4.0))
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(whole[1]["weights"], state["weights"], rtol=1e-5)
+    assert whole[1]["seen"] == PLAN.steps
+    logged = {line["step"]: line["loss"] for line in lines(whole[0])}
+    assert list(logged) == [2, 3, 4, 6, 8, 9, 10]
+    np.testing.assert_allclose(logged[2], np.mean(losses[:2]), rtol=1e-5)
+    np.testing.assert_allclose(logged[9], losses[8], rtol=1e-5)
+
+
+def test_saves_what_is_due_and_the_end(whole: tuple[pathlib.Path, Any]):
+    assert sorted(os.listdir(whole[0] / "checkpoints")) == ["00000009", "00000010"]
+
+
+class Crash(Exception):
+    """Ends a run as a killed process does: nothing is saved."""
+
+
+@pytest.mark.parametrize("crash_at", [3, 6, 10])
+def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(
+    whole: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, crash_at: int
+):
+    def crash(step: int, state: Any) -> None:
+        if step == crash_at:
+            raise Crash
+
+    path = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(path, crash)
+    with (path / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 99, "lo')  # cut off while it was written
+    state = train(path)
+    assert jax.tree.map(np.array_equal, state, whole[1]) == {"weights": True, "seen": True}
+    assert lines(path) == lines(whole[0])
+
+
+def test_goes_on_from_the_checkpoint_before_a_damaged_one(
+    whole: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "run"
+    train(path)
+    (path / "checkpoints" / "00000010" / "manifest.json").write_text("{")
+    state = train(path)
+    said = capsys.readouterr().out
+    assert "the checkpoint of step 10 is damaged" in said and "continuing after step 9 of 10" in said
+    assert np.array_equal(state["weights"], whole[1]["weights"]) and lines(path) == lines(whole[0])
+
+
+def test_a_finished_run_stays_as_it_is(whole: tuple[pathlib.Path, Any]):
+    before = lines(whole[0])
+    assert np.array_equal(train(whole[0])["weights"], whole[1]["weights"])
+    assert lines(whole[0]) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_after_saving(
+    whole: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, number: int, capsys: pytest.CaptureFixture[str]
+):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    class Asking:
+        """Sends the signal while steps run, between two checkpoints."""
+
+        def __call__(self, state: Any, step: Any, data: Any) -> Any:
+            jax.debug.callback(lambda step: step == 7 and os.kill(os.getpid(), number), step)
+            return noisy_step(state, step, data)
+
+    path = tmp_path / "run"
+    with pytest.raises(loop.Stopped) as stopped:
+        train(path, step=Asking())
+    assert (stopped.value.step, stopped.value.signum) == (8, number)
+    assert f"stopped and saved after step 8: continue with --resume {path}" in capsys.readouterr().out.replace("\n", "")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert np.array_equal(train(path)["weights"], whole[1]["weights"]) and lines(path) == lines(whole[0])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: pathlib.Path):
+    def diverging(state: Any, step: Any, data: Any) -> Any:
+        return state, {"loss": jnp.where(step >= 5, jnp.nan, 1.0)}
+
+    with pytest.raises(UserError, match="loss is nan after step 6: lower the learning rate"):
+        train(tmp_path / "run", step=diverging)
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["00000003"]
+
+
+def test_the_clock_goes_on_with_the_run(tmp_path: pathlib.Path):
+    path = tmp_path / "run"
+    train(path)
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("seconds", "cpu_seconds"):
+        times = [record[name] for record in records]
+        assert times == sorted(times) and times[0] > 0
+    manifest = path / "checkpoints" / "00000010" / "manifest.json"
+    manifest.unlink()
+    train(path)
+    again = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert again[-1]["seconds"] > again[-2]["seconds"] == records[-2]["seconds"]
