@@ -68,8 +68,9 @@ class EmbedParams(NamedTuple):
 class Embed(Pointwise):
     """A learned vector for each token, drawn from N(0, 1).
 
-    Token ids reach from 0 to `vocab_size` - 1. As everywhere in JAX an id out of range raises no error by itself: too
-    large ones read the last row. `jax.experimental.checkify.checkify(f, errors=checkify.index_checks)` reports them.
+    Token ids reach from 0 to `vocab_size` - 1. As everywhere in JAX an id out of range raises no error by itself: one
+    too large reads the last row, a negative one the first. They are reported by
+    `jax.experimental.checkify.checkify(f, errors=checkify.index_checks)`.
 
     >>> cell = Embed(vocab_size=5, size=3)
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.array([[1, 4]]))[1].shape
@@ -95,7 +96,8 @@ class Embed(Pointwise):
         self, params: EmbedParams, x: Int[Array, "*batch"], key: Array | None = None
     ) -> Float[Array, "*batch size"]:
         errors.check_tokens(self, x)
-        return params.embedding[x]
+        embedding = jnp.asarray(params.embedding)
+        return embedding.at[x].get(wrap_negative_indices=False)  # a token -1 is out of range
 
 
 class DenseParams(NamedTuple):
