@@ -64,12 +64,16 @@ class Recurrent(Cell):
     def axes(self) -> Any:
         return GATED_AXES
 
-    def product(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
-        """`x` times `kernel` `[features, gate, hidden]`, plus `bias` `[gate, hidden]`, in the layout of the gates."""
-        if kernel.shape[0] != x.shape[-1] or kernel.shape[-1] != self.hidden_size:
+    def product(self, x: Array, kernel: Array, bias: Array | None = None, count: int | None = None) -> Array:
+        """`x` times `kernel` `[features, gate, hidden]`, plus `bias` `[gate, hidden]`, in the layout of the gates.
+
+        The kernel holds `count` gates if not all.
+        """
+        needs = (x.shape[-1], count or self.gate_count, self.hidden_size)
+        if kernel.shape != needs:
             raise ValueError(
-                f"{self} got params of another cell: a kernel of shape {kernel.shape} "
-                f"to multiply {x.shape[-1]} features and give gates of {self.hidden_size} units."
+                f"{self} got params or a state of another cell: a kernel of shape {kernel.shape}; "
+                f"it needs [features, gate, hidden] = {needs}."
             )
         errors.check_dtype(self, x, kernel.dtype)
         if not self._gates_stay_an_axis(kernel):

@@ -47,6 +47,7 @@ class GRU(GRUBase, Gated):
     K. Cho et al., Learning phrase representations using RNN encoder-decoder, EMNLP 2014 (revision 3 of
     arXiv:1406.1078; `GRUv1` is the first form).
 
+    >>> import jax
     >>> cell = GRU(input_size=2, hidden_size=3)
     >>> state, ys = cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))
     >>> ys.shape
@@ -81,6 +82,7 @@ class GRUv1(GRUBase):
 
     K. Cho et al., Learning phrase representations using RNN encoder-decoder, EMNLP 2014 (arXiv:1406.1078v1).
 
+    >>> import jax
     >>> GRUv1(2, 3).init(jax.random.key(0)).recurrent_kernel.shape
     (3, 3, 3)
     """
@@ -91,9 +93,9 @@ class GRUv1(GRUBase):
         errors.check_features(self, x, self.input_size)
         sigma, hidden = activation(self.gate_activation), state.hidden
         r, z, n = self.split_gates(self.product(x, params.input_kernel, params.bias))
-        u_r, u_z = self.split_gates(self.product(hidden, params.recurrent_kernel[:, :2]), 2)
+        u_r, u_z = self.split_gates(self.product(hidden, params.recurrent_kernel[:, :2], count=2), 2)
         update = sigma(z + u_z)
-        (u_n,) = self.split_gates(self.product(sigma(r + u_r) * hidden, params.recurrent_kernel[:, 2:]), 1)
+        (u_n,) = self.split_gates(self.product(sigma(r + u_r) * hidden, params.recurrent_kernel[:, 2:], count=1), 1)
         hidden = (1 - update) * activation(self.activation)(n + u_n) + update * hidden
         return GRUState(hidden), hidden
 
@@ -110,6 +112,7 @@ class MinimalGRU(GRUBase, Gated):
 
     R. Dey and F. M. Salem, Gate-variants of gated recurrent unit neural networks, MWSCAS 2017, discuss such reductions.
 
+    >>> import jax
     >>> MinimalGRU(2, 3).init(jax.random.key(0)).bias.shape
     (2, 3)
     """

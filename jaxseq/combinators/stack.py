@@ -67,10 +67,12 @@ class Sequential(SequenceLayer):
         return tuple(layer.initial_state(p, batch_shape) for layer, p in zip(self.layers, params, strict=True))
 
     def draw(self, params: tuple[Any, ...], key: Array) -> tuple[Any, ...]:
+        self._check(params)
         keys = jax.random.split(key, len(self.layers))
         return tuple(layer.draw(p, key) for layer, p, key in zip(self.layers, params, keys, strict=True))
 
     def attach(self, params: Any, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> tuple[Any, ...]:
+        self._check(params)
         return tuple(layer.attach(p, memory, mask) for layer, p in zip(self.layers, params, strict=True))
 
     def axes(self) -> tuple[Any, ...]:
@@ -88,11 +90,11 @@ class Sequential(SequenceLayer):
             states.append(last)
         return tuple(states), xs
 
-    def _check(self, params: Any) -> None:
-        if not isinstance(params, tuple) or len(params) != len(self.layers):
+    def _check(self, parts: Any, name: str = "params") -> None:
+        if not isinstance(parts, tuple) or len(parts) != len(self.layers):
             raise TypeError(
-                f"{type(self).__name__} of {len(self.layers)} layers needs as many params in a tuple, got "
-                f"{len(params) if isinstance(params, tuple) else type(params).__name__}."
+                f"{type(self).__name__} of {len(self.layers)} layers needs as many {name} in a tuple, got "
+                f"{len(parts) if isinstance(parts, tuple) else type(parts).__name__}."
             )
 
 
@@ -117,6 +119,7 @@ class Stack(Sequential, Cell):
 
     def step(self, params: tuple[Any, ...], state: tuple[Any, ...], x: Any, key: Array | None = None) -> Any:
         self._check(params)
+        self._check(state, "states")
         keys = [None] * len(self.layers) if key is None else jax.random.split(key, len(self.layers))
         states = []
         for index, layer in enumerate(self.layers):
