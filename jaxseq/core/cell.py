@@ -54,7 +54,7 @@ class SequenceLayer(abc.ABC):
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         shown = ((field.name, getattr(self, field.name), field.default) for field in fields)
-        named = (f"{name}={_show(value)}" for name, value, default in shown if value is not default)
+        named = (f"{name}={_show(value)}" for name, value, default in shown if value != default)
         return f"{type(self).__name__}({', '.join(named)})"
 
     if not TYPE_CHECKING:

@@ -1,0 +1,302 @@
+"""The laws that hold for every layer of the zoo, in values and in gradients.
+
+For each layer one program, `unroll` with its gradients at one shape, is compiled; padding, gaps, resets, length 0 and
+concatenation are data for it. `folded` is the reference: a Python loop over `step` that knows nothing of `unroll`.
+"""
+
+import copy
+import functools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseq as js
+from jaxseq.core.unroll import unroll_checked
+from tests import zoo
+
+ROWS, TIME = 4, 6
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile, for references
+CELLS = [name for name, line in zoo.ZOO.items() if isinstance(line.layer, js.Cell)]
+NOISY = [name for name, line in zoo.ZOO.items() if line.noisy]
+FULL = jnp.ones((ROWS, TIME), bool)
+GAPS = jnp.array([[1, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], bool)
+RESETS = jnp.array([[0, 0, 1, 0, 1, 0], [0, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]], bool)
+NEVER = jnp.zeros((ROWS, TIME), bool)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+class Program:
+    """A layer with random params, inputs and state, and its one compiled program."""
+
+    def __init__(self, layer: js.SequenceLayer):
+        self.layer = layer
+        key, *keys = jax.random.split(jax.random.key(1), 4)
+        self.params = jax.jit(layer.init)(keys[0])
+        self.xs = zoo.inputs(layer, keys[1], (ROWS, TIME))
+        self.initial = layer.initial_state(self.params, (ROWS,))
+        self.state = jax.tree.map(
+            lambda leaf: leaf + jax.random.uniform(keys[2], leaf.shape).astype(leaf.dtype), self.initial
+        )
+        self.run = jax.jit(functools.partial(with_gradients, layer.unroll))
+
+    def __call__(self, params=None, xs=None, state=None, mask=FULL, reset=NEVER, **kwargs):
+        params = self.params if params is None else params
+        xs = self.xs if xs is None else xs
+        return self.run(params, xs, self.state if state is None else state, mask=mask, reset=reset, **kwargs)
+
+
+def with_gradients(unroll, params, xs, state, **kwargs):
+    """`unroll`'s state and outputs, and the gradients of a fixed weighted sum of both."""
+
+    def loss(params, xs, state):
+        out = unroll(params, xs, state, **kwargs)
+        floats = filter(is_real, jax.tree.leaves(out))
+        return sum(jnp.sum(leaf * jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape)) for leaf in floats), out
+
+    gradients, (state, ys) = jax.grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)(params, xs, state)
+    return {"state": state, "ys": ys, "params": gradients[0], "xs": gradients[1], "initial": gradients[2]}
+
+
+def folded(layer, params, xs, state, mask, reset, key=None, reverse=False):
+    """What `unroll` means: a loop over `step`."""
+    keys = [None] * TIME
+    if key is not None:
+        draw_key, step_key = jax.random.split(key)
+        params = layer.draw(params, draw_key)
+        keys = jax.random.split(step_key, TIME)
+    start, ys = layer.initial_state(params, (ROWS,)), [None] * TIME
+
+    def where(rows, a, b):
+        return jax.tree.map(lambda a, b: jax.vmap(jnp.where)(rows, a, b), a, b)
+
+    for t in reversed(range(TIME)) if reverse else range(TIME):
+        state = where(reset[:, t], start, state)
+        x = at(xs, np.s_[:, t])
+        x = where(mask[:, t], x, jax.tree.map(jnp.zeros_like, x))
+        after, y = layer.step(params, state, x, keys[t])
+        state = where(mask[:, t], after, state)
+        ys[t] = where(mask[:, t], y, jax.tree.map(jnp.zeros_like, y))
+    return state, jax.tree.map(lambda *steps: jnp.stack(steps, 1), *ys)
+
+
+def assert_same(actual, expected, tolerance=1e-10):
+    """Two trees of numbers are equal to `tolerance` of the largest absolute value in each array."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == e.shape and a.dtype == e.dtype
+        if a.dtype != jax.dtypes.float0 and a.size:
+            a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+            assert np.isfinite(e).all()
+            np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1.0, np.abs(e).max()))
+
+
+def is_real(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def is_spec(leaf):
+    return isinstance(leaf, jax.sharding.PartitionSpec)
+
+
+def at(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+@functools.cache
+def program(name: str) -> Program:
+    return Program(zoo.ZOO[name].layer)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_unroll_is_folded_steps(name):
+    p = program(name)
+    reference = jax.jit(functools.partial(with_gradients, functools.partial(folded, p.layer)), compiler_options=QUICK)
+    assert_same(p(mask=GAPS, reset=RESETS), reference(p.params, p.xs, p.state, mask=GAPS, reset=RESETS))
+
+
+@pytest.mark.parametrize("name", [name for name in NOISY if name in CELLS])
+def test_unroll_with_a_key_is_folded_steps_with_its_keys(name):
+    p, key = program(name), jax.random.key(7)
+    reference = jax.jit(functools.partial(with_gradients, functools.partial(folded, p.layer)), compiler_options=QUICK)
+    expected = reference(p.params, p.xs, p.state, mask=GAPS, reset=RESETS, key=key)
+    assert_same(p(mask=GAPS, reset=RESETS, key=key), expected)
+    with pytest.raises(AssertionError):
+        assert_same(p(mask=GAPS, reset=RESETS)["ys"], expected["ys"])
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_padding_changes_nothing(name):
+    """Nor does what it holds: NaN, huge values, tokens out of range."""
+    p = program(name)
+    clean = p(mask=GAPS, reset=RESETS)
+
+    def spoil(leaf, junk):
+        return jnp.where(jnp.expand_dims(GAPS, tuple(range(2, leaf.ndim))), leaf, jnp.asarray(junk).astype(leaf.dtype))
+
+    for junk in (jnp.nan, 1e300):
+        spoilt = jax.tree.map(functools.partial(spoil, junk=junk), p.xs)
+        assert_same(p(xs=spoilt, mask=GAPS, reset=RESETS), clean)
+    kept = jax.tree.map(lambda leaf: np.asarray(leaf)[~np.asarray(GAPS)], (clean["ys"], clean["xs"]))
+    for leaf in jax.tree.leaves(kept):
+        assert leaf.dtype == jax.dtypes.float0 or not leaf.any()
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_gaps_are_as_if_the_steps_were_not_there(name):
+    p = program(name)
+    packed = np.argsort(~np.asarray(GAPS), axis=1, kind="stable")  # the unmasked steps of each row first
+    rows = np.arange(ROWS)[:, None]
+    gaps, dense = p(mask=GAPS), p(xs=at(p.xs, (rows, packed)), mask=GAPS[rows, packed])
+    assert_same(dense["ys"], at(gaps["ys"], (rows, packed)))
+    assert_same(dense["state"], gaps["state"])
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_a_row_of_length_0_returns_its_state(name):
+    p = program(name)
+    assert_same(at(p(mask=GAPS)["state"], 1), at(p.state, 1))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_concatenation(name):
+    """unroll(a ++ b) is unroll(b) from the state after a."""
+    p = program(name)
+    first = FULL.at[:, 4:].set(False)
+    a = p(mask=first)
+    b, whole = p(mask=~first, state=a["state"]), p()
+    assert_same(b["state"], whole["state"])
+    assert_same(jax.tree.map(jnp.add, a["ys"], b["ys"]), whole["ys"])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_reset_is_a_fresh_start(name):
+    """After a reset nothing depends on what came before: neither the state that was passed in, nor earlier inputs."""
+    p = program(name)
+    late = FULL.at[:, :3].set(False)
+    fresh, reset = p(mask=late, state=p.initial), p(mask=late, reset=NEVER.at[:, 3].set(True))
+    assert_same({k: reset[k] for k in ("state", "ys", "xs")}, {k: fresh[k] for k in ("state", "ys", "xs")})
+    after = p(reset=NEVER.at[:, 3].set(True))
+    assert_same(after["state"], fresh["state"])
+    masked = p(mask=late.at[:, 3].set(False), reset=NEVER.at[:, 3].set(True))
+    assert_same(masked["state"], p(mask=late.at[:, 3].set(False), state=p.initial)["state"])
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_gradients_are_finite_at_the_initial_state_and_zero_inputs(name):
+    p = program(name)
+    out = p(xs=jax.tree.map(jnp.zeros_like, p.xs), state=p.initial)
+    for leaf in jax.tree.leaves(out):
+        assert leaf.dtype == jax.dtypes.float0 or np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_gradients_are_finite_differences(name):
+    p = program(name)
+    given, out = (p.params, p.xs, p.state), p(mask=GAPS, reset=RESETS)
+    leaves, tree = jax.tree.flatten(given)
+    keys = jax.random.split(jax.random.key(3), max(1, len(leaves)))
+    along = [
+        jax.random.normal(key, leaf.shape) if is_real(leaf) else None
+        for key, leaf in zip(keys, leaves, strict=False)  # no leaves: no keys
+    ]
+
+    def value(step):
+        moved = [leaf if v is None else leaf + step * v for leaf, v in zip(leaves, along, strict=True)]
+        out = p(*jax.tree.unflatten(tree, moved), mask=GAPS, reset=RESETS)
+        floats = [leaf for leaf in jax.tree.leaves((out["state"], out["ys"])) if is_real(leaf)]
+        return sum(np.sum(leaf * np.cos(1.0 + np.arange(leaf.size)).reshape(leaf.shape)) for leaf in floats)
+
+    step = 1e-6
+    numeric = (value(step) - value(-step)) / (2 * step)
+    gradients = jax.tree.leaves((out["params"], out["xs"], out["initial"]))
+    exact = sum(float(np.sum(g * v)) for g, v in zip(gradients, along, strict=True) if v is not None)
+    assert abs(numeric - exact) <= 1e-7 * max(1.0, abs(exact))
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_other_ways_to_read_the_same_sequences(name):
+    """Reversed, under vmap, with two batch axes, and sharded over the batch: one program more."""
+    p = program(name)
+    flip = functools.partial(jax.tree.map, functools.partial(jnp.flip, axis=1))
+
+    def vmapped(params, xs, state, mask, reset):
+        def row(xs, state, mask, reset):
+            return p.layer.unroll(params, xs, state, mask=mask, reset=reset)
+
+        return jax.vmap(row)(xs, state, mask, reset)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def others(params, xs, state, mask, reset):
+        wide = functools.partial(jax.tree.map, lambda leaf: leaf[None])
+        return {
+            "reversed": p.layer.unroll(params, flip(xs), state, mask=flip(mask), reset=flip(reset), reverse=True),
+            "vmapped": vmapped(params, xs, state, mask, reset),
+            "axes": p.layer.unroll(params, wide(xs), wide(state), mask=mask[None], reset=reset[None]),
+        }
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    over_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    out = others(p.params, *jax.device_put((p.xs, p.state, GAPS, RESETS), over_rows))
+    expected = p(mask=GAPS, reset=RESETS)
+    expected = (expected["state"], expected["ys"])
+    assert_same((out["reversed"][0], flip(out["reversed"][1])), expected)
+    assert_same(out["vmapped"], expected)
+    assert_same(at(out["axes"], 0), expected)
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_no_steps_and_equal_layers(name):
+    """A sequence of no steps returns the state and empty outputs; an equal layer traces nothing anew."""
+    p = program(name)
+    mask = FULL[:, :0]
+    state, ys = p.layer.unroll(p.params, at(p.xs, np.s_[:, :0]), p.state, mask=mask)
+    assert_same(state, p.state)
+    assert_same(ys, jax.tree.map(lambda leaf: leaf[:, :0], p()["ys"]))
+    traced = unroll_checked._cache_size()
+    for equal in (copy.deepcopy(p.layer), pickle.loads(pickle.dumps(p.layer))):
+        assert equal == p.layer and hash(equal) == hash(p.layer) and repr(equal) == repr(p.layer)
+        equal.unroll(p.params, at(p.xs, np.s_[:, :0]), p.state, mask=mask)
+    assert unroll_checked._cache_size() == traced
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_json(name):
+    layer = zoo.ZOO[name].layer
+    own = [thing for thing in vars(zoo).values() if isinstance(thing, type) and issubclass(thing, js.SequenceLayer)]
+    read = js.from_json(js.to_json(layer), extra=own)
+    assert type(read) is type(layer) and read.init is not None
+    if not name.endswith("_axis"):  # how a product is computed is not written
+        assert read == layer
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_abstract_init_and_axes(name):
+    p = program(name)
+    params = jax.eval_shape(p.layer.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, p.params)
+    assert jax.tree.map(jnp.result_type, params) == jax.tree.map(jnp.result_type, p.params)
+    assert jax.tree.map(jnp.ndim, params) == jax.tree.map(len, p.layer.axes(), is_leaf=is_spec)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_params_inputs_and_state_of_one_dtype_give_that_dtype(name, dtype):
+    p = program(name)
+
+    def cast(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if is_real(leaf) else leaf.dtype)
+
+    given = jax.tree.map(cast, (p.params, p.xs, p.state))
+    unroll = functools.partial(p.layer.unroll, key=jax.random.key(0), length=TIME)
+    state, ys = jax.eval_shape(unroll, *given)
+    assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, given[2])
+    for leaf in filter(is_real, jax.tree.leaves(ys)):
+        assert leaf.dtype == dtype or leaf.weak_type

@@ -1,0 +1,170 @@
+"""Every cell and layer once, small: each line is put under all the laws of test_laws.py."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import jaxseq as js
+
+
+class Line(NamedTuple):
+    """A layer under the laws; `noisy` if a key changes what it does."""
+
+    layer: js.SequenceLayer
+    noisy: bool = False
+
+
+class CounterState(NamedTuple):
+    total: jax.Array
+    count: jax.Array
+
+
+class RunningMean(js.Cell):
+    """A user's own cell: trees in and out, an integer in its state, no declared sizes."""
+
+    input_rank = {"token": 0, "vector": 1}
+
+    def init(self, key):
+        return jax.random.normal(key, (2,))
+
+    def initial_state(self, params, batch_shape=()):
+        return CounterState(jnp.zeros((*batch_shape, 2), params.dtype), jnp.zeros(batch_shape, jnp.int32))
+
+    def step(self, params, state, x, key=None):
+        total = state.total + params * x["vector"] + jax.nn.one_hot(x["token"], 2, dtype=params.dtype)
+        count = state.count + 1
+        mean = total / jnp.expand_dims(count, -1).astype(total.dtype)
+        return CounterState(total, count), {"mean": mean, "count": count}
+
+
+class Blur(js.Cell):
+    """A user's own cell over images `[*batch, height, width, channels]`, with a convolution in its recurrence."""
+
+    input_rank = 3
+
+    def init(self, key):
+        return jax.random.normal(key, (3, 3, 1, 1)) / 3
+
+    def initial_state(self, params, batch_shape=()):
+        return jnp.zeros((*batch_shape, 4, 3, 1), params.dtype)
+
+    def step(self, params, state, x, key=None):
+        flat = state.reshape(-1, *state.shape[-3:])
+        moved = jax.lax.conv_general_dilated(flat, params, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        state = jnp.tanh(moved.reshape(state.shape) + x)
+        return state, state
+
+
+class Orbit(js.Cell):
+    """A user's own cell without inputs."""
+
+    input_rank = None
+
+    def init(self, key):
+        return jax.random.normal(key, (3, 3)) / 2
+
+    def initial_state(self, params, batch_shape=()):
+        return jnp.ones((*batch_shape, 3), params.dtype)
+
+    def step(self, params, state, x, key=None):
+        state = jnp.tanh(state @ params)
+        return state, state[..., :2]
+
+
+class Noisy(js.Cell):
+    """A user's own cell that draws noise at each step, and once for a sequence."""
+
+    def init(self, key):
+        return jnp.ones(2)
+
+    def draw(self, params, key):
+        return params + jax.random.normal(key, params.shape, params.dtype)
+
+    def initial_state(self, params, batch_shape=()):
+        return jnp.zeros((*batch_shape, 2), params.dtype)
+
+    def step(self, params, state, x, key=None):
+        state = 0.5 * state + params * x
+        if key is not None:
+            state = state + jax.random.normal(key, state.shape, state.dtype)
+        return state, state
+
+
+class Jordan(js.Cell):
+    """A user's own cell that reads a pair, the input and the output before it."""
+
+    input_rank = (1, 1)
+    input_size = (2, 3)
+
+    def init(self, key):
+        return jax.random.normal(key, (5, 3)) / 2
+
+    def step(self, params, state, x, key=None):
+        return state, jnp.tanh(jnp.concatenate(x, axis=-1) @ params)
+
+
+class Backward(js.SequenceLayer):
+    """A layer that is no cell: a cell that reads from the end."""
+
+    cell: js.Cell
+
+    def init(self, key):
+        return self.cell.init(key)
+
+    def initial_state(self, params, batch_shape=()):
+        return self.cell.initial_state(params, batch_shape)
+
+    def _unroll(self, params, xs, state, run):
+        return self.cell._unroll(params, xs, state, run._replace(reverse=not run.reverse))
+
+
+ZOO: dict[str, Line] = {
+    "elman": Line(js.Elman(2, 3)),
+    "elman_relu": Line(js.Elman(2, 3, activation="softplus")),
+    "lstm": Line(js.LSTM(2, 3)),
+    "lstm_axis": Line(js.LSTM(2, 3, gate_layout="axis")),
+    "lstm_activations": Line(js.LSTM(2, 3, activation="softsign", gate_activation="saturated_linear")),
+    "peephole_lstm": Line(js.PeepholeLSTM(2, 3)),
+    "peephole_lstm_previous": Line(js.PeepholeLSTM(2, 3, output_gate_sees="previous")),
+    "coupled_lstm": Line(js.CoupledLSTM(2, 3)),
+    "projected_lstm": Line(js.ProjectedLSTM(2, 4, 3)),
+    "gru": Line(js.GRU(2, 3)),
+    "gru_v1": Line(js.GRUv1(2, 3)),
+    "gru_v1_axis": Line(js.GRUv1(2, 3, gate_layout="axis")),
+    "minimal_gru": Line(js.MinimalGRU(2, 3)),
+    "one_hot": Line(js.OneHot(4)),
+    "embed": Line(js.Embed(4, 3)),
+    "dense": Line(js.Dense(2, 3)),
+    "map": Line(js.Map("tanh")),
+    "dropout": Line(js.Dropout(0.5), noisy=True),
+    "stack": Line(js.Stack((js.Embed(4, 2), js.LSTM(2, 3), js.Dropout(0.5), js.GRU(3, 3), js.Dense(3, 4))), noisy=True),
+    "sequential": Line(js.Sequential((js.LSTM(2, 3), js.Dropout(0.5), Backward(js.GRU(3, 3)))), noisy=True),
+    "residual": Line(js.Residual(js.GRU(2, 2))),
+    "remat": Line(js.Remat(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), every=4), noisy=True),
+    "remat_root": Line(js.Remat(js.Elman(2, 3))),
+    "plain": Line(js.Plain(js.GRU(2, 3))),
+    "states": Line(js.States(js.LSTM(2, 3))),
+    "feedback": Line(js.Feedback(js.Stack((js.Elman(2, 3), js.Dense(3, 2))))),
+    "feedback_pair": Line(js.Feedback(Jordan())),
+    "own_trees": Line(RunningMean()),
+    "own_images": Line(Blur()),
+    "own_without_inputs": Line(Orbit()),
+    "own_noisy": Line(Noisy(), noisy=True),
+    "own_pair": Line(Jordan()),
+    "own_layer": Line(Backward(js.Elman(2, 3))),
+}
+
+
+def inputs(layer: js.SequenceLayer, key: jax.Array, leading: tuple[int, ...]) -> Any:
+    """Random inputs `[*leading, ...]` of a layer: tokens below 4, vectors of its `input_size`, images of 4 x 3 x 1."""
+    ranks, tree = jax.tree.flatten(layer.input_rank)
+    sizes = getattr(layer, "input_size", None)
+    sizes = sizes if isinstance(sizes, tuple) else [sizes or 2] * len(ranks)
+
+    def draw(rank, size):
+        if rank == 0:
+            return jax.random.randint(key, leading, 0, 4)
+        return jax.random.normal(key, (*leading, *((size,) if rank == 1 else (4, 3, 1))))
+
+    return jax.tree.unflatten(tree, [draw(rank, size) for rank, size in zip(ranks, sizes, strict=True)])
