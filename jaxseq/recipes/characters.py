@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import platform
+import sys
 from typing import Any
 
 import jax
@@ -290,7 +291,7 @@ def sample(path: pathlib.Path, sampling: Sampling) -> str:
     if unknown:
         raise UserError(f"the prompt has characters that the run's training text does not have: {unknown!r}")
     sampling = dataclasses.replace(sampling, prompt=sampling.prompt or run.about["opening"])
-    checkpoint = checkpoints.newest(run.checkpoints)
+    checkpoint = checkpoints.newest(run.checkpoints, lambda message: print(message, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{path} has no checkpoint yet: continue it with --resume {path}")
     cell = model(config, vocabulary.size)
