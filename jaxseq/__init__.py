@@ -1,5 +1,8 @@
 """Pure functions for sequence models in JAX."""
 
+from . import losses as losses
+from . import metrics as metrics
+from . import samplers as samplers
 from .cells.elman import Elman as Elman
 from .cells.elman import ElmanState as ElmanState
 from .cells.gated import GatedParams as GatedParams
@@ -37,3 +40,5 @@ from .core.masks import reset_where as reset_where
 from .core.scan import scan as scan
 from .core.serialization import from_json as from_json
 from .core.serialization import to_json as to_json
+from .decoding import Generated as Generated
+from .decoding import generate as generate
