@@ -25,10 +25,12 @@ class GatedParams(NamedTuple):
     bias: Float[Array, "gate hidden"]
 
 
-GATED_AXES = GatedParams(
-    input_kernel=PartitionSpec("input", "gate", "hidden"),
-    recurrent_kernel=PartitionSpec("recurrent", "gate", "hidden"),
-    bias=PartitionSpec("gate", "hidden"),
+GATED_AXES: Any = GatedParams._make(  # specs stand where the arrays do
+    (
+        PartitionSpec("input", "gate", "hidden"),
+        PartitionSpec("recurrent", "gate", "hidden"),
+        PartitionSpec("gate", "hidden"),
+    )
 )
 
 
@@ -64,18 +66,15 @@ class Recurrent(Cell):
     def axes(self) -> Any:
         return GATED_AXES
 
-    def product(self, x: Array, kernel: Array, bias: Array | None = None, count: int | None = None) -> Array:
-        """`x` times `kernel` `[features, gate, hidden]`, plus `bias` `[gate, hidden]`, in the layout of the gates.
+    def check(self, params: Any, state: Any, x: Array) -> None:
+        """Raises unless params, state and input are those of this cell, with the same batch axes and one dtype."""
+        errors.check_params(self, params)
+        errors.check_features(self, x, self.input_size)
+        errors.check_dtype(self, x, params.input_kernel.dtype)
+        errors.check_state(self, state, jax.eval_shape(lambda p: self.initial_state(p, x.shape[:-1]), params))
 
-        The kernel holds `count` gates if not all.
-        """
-        needs = (x.shape[-1], count or self.gate_count, self.hidden_size)
-        if kernel.shape != needs:
-            raise ValueError(
-                f"{self} got params or a state of another cell: a kernel of shape {kernel.shape}; "
-                f"it needs [features, gate, hidden] = {needs}."
-            )
-        errors.check_dtype(self, x, kernel.dtype)
+    def product(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
+        """`x` times `kernel` `[features, gate, hidden]`, plus `bias` `[gate, hidden]`, in the layout of the gates."""
         if not self._gates_stay_an_axis(kernel):
             kernel = kernel.reshape(kernel.shape[0], -1)
             bias = None if bias is None else bias.reshape(-1)
@@ -110,7 +109,7 @@ class Gated(Recurrent):
         """The next state from the two products, each unit by itself."""
 
     def step(self, params: Any, state: Any, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
-        errors.check_features(self, x, self.input_size)
+        self.check(params, state, x)
         from_input = self.product(x, params.input_kernel, params.bias)
         from_recurrent = self.product(state.hidden, params.recurrent_kernel, getattr(params, "recurrent_bias", None))
         state = self.update(params, state, from_input, from_recurrent)

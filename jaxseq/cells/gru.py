@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseq.cells.gated import GATED_AXES, Gated, GatedParams, Recurrent
-from jaxseq.core import errors
 from jaxseq.core.activations import Activation, activation
 
 
@@ -60,7 +59,7 @@ class GRU(GRUBase, Gated):
         params = super().init(key)
         return GRUParams(*params, recurrent_bias=jnp.zeros_like(params.bias))
 
-    def axes(self) -> GRUParams:
+    def axes(self) -> Any:
         return GRUParams(*GATED_AXES, recurrent_bias=GATED_AXES.bias)
 
     def update(self, params: Any, state: GRUState, from_input: Array, from_recurrent: Array) -> GRUState:
@@ -90,12 +89,12 @@ class GRUv1(GRUBase):
     gate_count: ClassVar[int] = 3
 
     def step(self, params: GatedParams, state: GRUState, x: Float[Array, "*batch input"], key: Any = None) -> Any:
-        errors.check_features(self, x, self.input_size)
+        self.check(params, state, x)
         sigma, hidden = activation(self.gate_activation), state.hidden
         r, z, n = self.split_gates(self.product(x, params.input_kernel, params.bias))
-        u_r, u_z = self.split_gates(self.product(hidden, params.recurrent_kernel[:, :2], count=2), 2)
+        u_r, u_z = self.split_gates(self.product(hidden, params.recurrent_kernel[:, :2]), 2)
         update = sigma(z + u_z)
-        (u_n,) = self.split_gates(self.product(sigma(r + u_r) * hidden, params.recurrent_kernel[:, 2:], count=1), 1)
+        (u_n,) = self.split_gates(self.product(sigma(r + u_r) * hidden, params.recurrent_kernel[:, 2:]), 1)
         hidden = (1 - update) * activation(self.activation)(n + u_n) + update * hidden
         return GRUState(hidden), hidden
 

@@ -51,8 +51,11 @@ class LSTM(Gated):
         return params._replace(bias=params.bias.at[1].set(1))
 
     def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.recurrent_kernel.dtype)
-        return LSTMState(hidden=zeros, cell=zeros)
+        dtype = params.recurrent_kernel.dtype
+        return LSTMState(
+            hidden=jnp.zeros((*batch_shape, self.output_size), dtype),
+            cell=jnp.zeros((*batch_shape, self.hidden_size), dtype),
+        )
 
     def update(self, params: Any, state: LSTMState, from_input: Array, from_recurrent: Array) -> LSTMState:
         sigma, tanh = activation(self.gate_activation), activation(self.activation)
@@ -98,8 +101,8 @@ class PeepholeLSTM(LSTM):
     def init(self, key: Array) -> PeepholeLSTMParams:
         return PeepholeLSTMParams(*super().init(key), peepholes=jnp.zeros((3, self.hidden_size)))
 
-    def axes(self) -> PeepholeLSTMParams:
-        return PeepholeLSTMParams(*GATED_AXES, peepholes=PartitionSpec("gate", "hidden"))
+    def axes(self) -> Any:
+        return PeepholeLSTMParams._make((*GATED_AXES, PartitionSpec("gate", "hidden")))
 
     def update(self, params: Any, state: LSTMState, from_input: Array, from_recurrent: Array) -> LSTMState:
         sigma, tanh = activation(self.gate_activation), activation(self.activation)
@@ -172,12 +175,8 @@ class ProjectedLSTM(LSTM):
         kernel = _lecun(projection_key, (self.hidden_size, self.projection_size))
         return ProjectedLSTMParams(*params._replace(bias=params.bias.at[1].set(1)), projection_kernel=kernel)
 
-    def axes(self) -> ProjectedLSTMParams:
-        return ProjectedLSTMParams(*GATED_AXES, projection_kernel=PartitionSpec("hidden", "recurrent"))
-
-    def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        hidden, cell = super().initial_state(params, batch_shape)
-        return LSTMState(hidden=hidden[..., :1] * jnp.zeros(self.projection_size, hidden.dtype), cell=cell)
+    def axes(self) -> Any:
+        return ProjectedLSTMParams._make((*GATED_AXES, PartitionSpec("hidden", "recurrent")))
 
     def step(self, params: Any, state: LSTMState, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
         state, hidden = super().step(params, state, x)

@@ -89,12 +89,13 @@ class Embed(Pointwise):
     def init(self, key: Array) -> EmbedParams:
         return EmbedParams(jax.random.normal(key, (self.vocab_size, self.size)))
 
-    def axes(self) -> EmbedParams:
-        return EmbedParams(PartitionSpec("vocab", "size"))
+    def axes(self) -> Any:
+        return EmbedParams._make((PartitionSpec("vocab", "size"),))
 
     def apply(
         self, params: EmbedParams, x: Int[Array, "*batch"], key: Array | None = None
     ) -> Float[Array, "*batch size"]:
+        errors.check_params(self, params)
         errors.check_tokens(self, x)
         embedding = jnp.asarray(params.embedding)
         return embedding.at[x].get(wrap_negative_indices=False)  # a token -1 is out of range
@@ -121,10 +122,11 @@ class Dense(Pointwise):
     def init(self, key: Array) -> DenseParams:
         return DenseParams(_lecun(key, (self.input_size, self.output_size)), jnp.zeros(self.output_size))
 
-    def axes(self) -> DenseParams:
-        return DenseParams(PartitionSpec("input", "output"), PartitionSpec("output"))
+    def axes(self) -> Any:
+        return DenseParams._make((PartitionSpec("input", "output"), PartitionSpec("output")))
 
     def apply(self, params: DenseParams, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
+        errors.check_params(self, params)
         errors.check_features(self, x, self.input_size)
         errors.check_dtype(self, x, params.kernel.dtype)
         return x @ params.kernel + params.bias

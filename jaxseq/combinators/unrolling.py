@@ -44,8 +44,8 @@ class Remat(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
-            raise ValueError(f"Remat needs every >= 1 step, or None, got {self.every!r}.")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"Remat needs every >= 1 step, or None, got {self.every}.")
 
     def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
         every = self.every or max(1, math.isqrt(run.length))
@@ -124,7 +124,7 @@ class Feedback(Wrapper):
 
     @property
     def input_size(self) -> Any:
-        return self.cell.input_size[0] if self._reads_pairs else None
+        return super().input_size[0] if self._reads_pairs else None
 
     def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> FeedbackState:
         x = self.cell.zero_input(params, batch_shape)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import numbers
 import operator
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform, final
 
@@ -45,9 +46,10 @@ class SequenceLayer(abc.ABC):
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-            if field.type is int:
-                object.__setattr__(self, field.name, _size(self, field.name, value))
+                value = tuple(value)
+            elif field.type in (int, float) or (field.type == int | None and value is not None):
+                value = _number(self, field, value)
+            object.__setattr__(self, field.name, value)
             if field.type == Activation:
                 activation(value)
 
@@ -131,6 +133,7 @@ class SequenceLayer(abc.ABC):
                 f"{type(self).__name__} cannot be hashed, so it cannot be compiled: its fields must be plain data, "
                 f"layers or module-level functions ({error})."
             ) from None
+        length = length if length is None else operator.index(length)
         return unroll_checked(self, bool(reverse), length, params, xs, state, mask, reset, key)
 
     @abc.abstractmethod
@@ -170,7 +173,9 @@ class Cell(SequenceLayer):
             raise TypeError(f"{self} does not tell the shape of its inputs: declare input_size or override zero_input.")
 
         sizes = getattr(self, "input_size", None)
-        return jax.tree.map(zeros, self.input_rank, sizes if sizes is not None else self.input_rank)
+        if sizes is None:
+            return jax.tree.map(lambda rank: zeros(rank, None), self.input_rank)
+        return jax.tree.map(zeros, self.input_rank, sizes)
 
 
 class Wrapper(Cell):
@@ -222,14 +227,15 @@ class Wrapper(Cell):
         return self.cell.step(params, state, x, key)
 
 
-def _size(layer, name: str, value: Any) -> int:
-    """An integer hyperparameter as a plain int; sizes are at least 1."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{type(layer).__name__} needs an integer {name}, got {value!r}.") from None
-    if number < 1 and name.endswith("size"):
-        raise ValueError(f"{type(layer).__name__} needs {name} >= 1, got {number}.")
+def _number(layer: Any, field: dataclasses.Field, value: Any) -> int | float:
+    """A number as a plain int or float; sizes are at least 1."""
+    real = field.type is float
+    if not isinstance(value, numbers.Real if real else numbers.Integral):
+        kind = "a number" if real else "an integer"
+        raise TypeError(f"{type(layer).__name__} needs {kind} {field.name}, got {value!r}.")
+    number = float(value) if real else operator.index(value)
+    if number < 1 and field.name.endswith("size"):
+        raise ValueError(f"{type(layer).__name__} needs {field.name} >= 1, got {number}.")
     return number
 
 

@@ -1,5 +1,6 @@
 """Checks that many parts share: each says what was expected, what came and what to do."""
 
+import functools
 from typing import Any
 
 import jax
@@ -22,10 +23,29 @@ def check_features(layer: Any, x: jax.Array, size: int, name: str = "inputs") ->
 
 
 def check_dtype(layer: Any, x: Any, dtype: Any, name: str = "inputs") -> None:
-    """Raises TypeError if `x` holds real numbers of another dtype than `dtype`; weakly typed ones fit any."""
+    """Raises TypeError if `x` holds numbers of another inexact dtype than `dtype`; weakly typed ones fit any."""
     x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.floating) and not jax.typeof(x).weak_type and x.dtype != dtype:
+    if jnp.issubdtype(x.dtype, jnp.inexact) and not jax.typeof(x).weak_type and x.dtype != dtype:
         raise TypeError(f"{layer} has params of {jnp.dtype(dtype)} but got {name} of {x.dtype}: cast one to the other.")
+
+
+def check_params(layer: Any, params: Any) -> None:
+    """Raises unless `params` has the tree and shapes that `layer.init` makes, and one floating dtype."""
+    expected = _abstract_params(layer)
+    if jax.tree.structure(params) != jax.tree.structure(expected) or any(
+        jnp.shape(leaf) != want.shape
+        for leaf, want in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True)
+    ):
+        raise ValueError(
+            f"{layer} got params of another layer: {shape_of(params)}; init(key) makes {shape_of(expected)}."
+        )
+    if len(dtypes := {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) > 1:
+        raise TypeError(f"{layer} got params of {' and '.join(sorted(map(str, dtypes)))}: cast them to one dtype.")
+
+
+@functools.cache
+def _abstract_params(layer: Any) -> Any:
+    return jax.eval_shape(layer.init, jax.random.key(0))
 
 
 def check_tokens(layer: Any, x: jax.Array) -> None:
@@ -53,7 +73,7 @@ def check_state(layer: Any, state: Any, expected: Any) -> None:
         if jnp.shape(leaf) != want.shape:
             raise ValueError(
                 f"{layer} got a state{jax.tree_util.keystr(path)} of shape {jnp.shape(leaf)}; these inputs need "
-                f"{want.shape}: the state has the batch axes of the inputs."
+                f"{want.shape}, the batch axes of the inputs before those of the state itself."
             )
         if jnp.result_type(leaf) != want.dtype:
             raise TypeError(

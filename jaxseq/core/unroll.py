@@ -77,15 +77,12 @@ def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, .
     needs = f"{layer} reads inputs [*batch, time, *features] with features of rank {layer.input_rank}"
     if xs is None and layer.input_rank is not None:
         raise ValueError(f"{needs}, but got None; a layer without inputs declares input_rank = None.")
-    found = set()
-
-    def visit(rank, part):
-        found.update(leaf.shape[: max(leaf.ndim - rank, 0)] for leaf in jax.tree.leaves(part))
-
-    try:
-        jax.tree.map(visit, layer.input_rank, xs)
-    except ValueError:
-        raise ValueError(f"{needs}, but got {errors.shape_of(xs)}: another tree.") from None
+    if jax.tree.structure(xs) != jax.tree.structure(layer.input_rank):
+        raise ValueError(f"{needs}, but got {errors.shape_of(xs)}: another tree.")
+    if length is not None and length < 0:
+        raise ValueError(f"{layer} got length={length}; it needs 0 or more steps.")
+    ranks = jax.tree.leaves(layer.input_rank)
+    found = {x.shape[: max(x.ndim - rank, 0)] for x, rank in zip(jax.tree.leaves(xs), ranks, strict=True)}
     if () in found:
         raise ValueError(f"{needs}, but got {errors.shape_of(xs)}.")
     if not found:

@@ -184,11 +184,20 @@ def test_length_is_needed_where_nothing_tells_it():
         Repeat().unroll((), None, mask=np.ones((2, 7), bool), length=3)
 
 
-KERNEL = "got params or a state of another cell: a kernel of shape "
+OTHER = "got params of another layer: "
 PARAMS = {
-    "sizes": (ELMAN, js.Elman(5, 4), ValueError, KERNEL + "(5, 1, 4); it needs [features, gate, hidden] = (3, 1, 4)"),
-    "more gates": (ELMAN, js.LSTM(3, 4), ValueError, KERNEL + "(3, 4, 4)"),
-    "fewer gates": (js.GRU(3, 4), js.MinimalGRU(3, 4), ValueError, KERNEL + "(3, 2, 4)"),
+    "sizes": (ELMAN, js.Elman(5, 4), ValueError, OTHER + "GatedParams(input_kernel=float32[5,1,4]"),
+    "more gates": (ELMAN, js.LSTM(3, 4), ValueError, "init(key) makes GatedParams(input_kernel=float32[3,1,4]"),
+    "fewer gates": (js.GRU(3, 4), js.MinimalGRU(3, 4), ValueError, OTHER),
+    "as many gates": (js.GRU(3, 4), js.GRUv1(3, 4), ValueError, OTHER),
+    "peepholes": (js.LSTM(3, 4), js.PeepholeLSTM(3, 4), ValueError, OTHER),
+    "outputs": (
+        js.Dense(3, 2),
+        js.Dense(3, 4),
+        ValueError,
+        OTHER + "DenseParams(kernel=float32[3,4], bias=float32[4])",
+    ),
+    "inputs": (js.Dense(3, 2), js.Dense(4, 2), ValueError, OTHER),
     "layers": (js.Stack((ELMAN, js.Dense(4, 2))), js.Stack((ELMAN,)), TypeError, "2 layers needs as many params in a"),
     "no tuple": (js.Stack((ELMAN,)), ELMAN, TypeError, "Stack of 1 layers needs as many params in a tuple, got 3"),
 }
@@ -199,6 +208,56 @@ PARAMS = {
 def test_params_of_another_cell(cell, other, error, message, key):
     with says(error, message):
         cell.unroll(zeros(other), XS, key=key)
+
+
+@pytest.mark.parametrize("params", [None, (), (jnp.ones((5, 4)),)])
+def test_params_of_another_embedding(params):
+    with says(ValueError, "Embed(vocab_size=5, size=3) got params of another layer"):
+        EMBED.unroll(params, np.array([[0, 4]]))
+
+
+def test_params_of_two_dtypes():
+    params = zeros(ELMAN)
+    with says(TypeError, "got params of bfloat16 and float32: cast them to one dtype"):
+        ELMAN.unroll(params._replace(bias=params.bias.astype(jnp.bfloat16)), XS)
+
+
+STEPS = {
+    "batch": (
+        js.LSTM(3, 4).initial_state(zeros(js.LSTM(3, 4)), (2,)),
+        ValueError,
+        "got a state.hidden of shape (2, 4)",
+    ),
+    "cell": (js.GRUState(floats(7, 4)), TypeError, "got the state of another cell"),
+    "dtype": (
+        js.LSTMState(floats(7, 4, dtype=jnp.bfloat16), floats(7, 4)),
+        TypeError,
+        "got a state.hidden of bfloat16; with these params it is float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("state, error, message", STEPS.values(), ids=STEPS)
+def test_state_of_a_step(state, error, message):
+    cell = js.LSTM(3, 4)
+    with says(error, message):
+        cell.step(zeros(cell), state, floats(7, 3))
+
+
+def test_inputs_that_the_cell_does_not_describe():
+    with says(ValueError, "with features of rank 0, but got (int32[2], int32[2]): another tree"):
+        EMBED.unroll(zeros(EMBED), (jnp.zeros(2, int), jnp.zeros(2, int)))
+    with says(TypeError, "Map(function='tanh') does not tell the shape of its inputs"):
+        js.Feedback(js.Map("tanh")).unroll((), None, length=3)
+    with says(TypeError, "has params of float32 but got inputs of complex64"):
+        ELMAN.unroll(zeros(ELMAN), XS.astype(jnp.complex64))
+
+
+def test_lengths_that_are_no_number_of_steps():
+    with says(ValueError, "got length=-1; it needs 0 or more steps"):
+        Repeat().unroll((), None, length=-1)
+    with says(TypeError, "'float' object cannot be interpreted as an integer"):
+        Repeat().unroll((), None, length=2.0)
 
 
 def test_states_of_a_step_of_another_stack():
@@ -271,9 +330,10 @@ BUILT = {
     ),
     "no cell": (lambda: js.Remat(identity), TypeError, "Remat needs a cell, but <function identity"),
     "every 0": (lambda: js.Remat(ELMAN, every=0), ValueError, "Remat needs every >= 1 step, or None, got 0"),
-    "every 1.5": (lambda: js.Remat(ELMAN, every=1.5), ValueError, "Remat needs every >= 1 step, or None, got 1.5"),
+    "every 1.5": (lambda: js.Remat(ELMAN, every=1.5), TypeError, "Remat needs an integer every, got 1.5"),
     "rate 1": (lambda: js.Dropout(1), ValueError, "Dropout needs 0 <= rate < 1, got 1"),
     "rate -0.1": (lambda: js.Dropout(-0.1), ValueError, "Dropout needs 0 <= rate < 1, got -0.1"),
+    "rate '0.5'": (lambda: js.Dropout("0.5"), TypeError, "Dropout needs a number rate, got '0.5'"),
     "rate nan": (lambda: js.Dropout(float("nan")), ValueError, "Dropout needs 0 <= rate < 1, got nan"),
 }
 
