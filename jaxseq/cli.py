@@ -15,12 +15,13 @@ from jaxseq.recipes import characters
 from jaxseq.training.errors import MissingExtra, UserError, require
 from jaxseq.training.loop import Stopped
 from jaxseq.training.runs import open_run
+from jaxseq.training.writing import Sampling
 
 RECIPES = {"characters": characters}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample(characters.Sampling):
+class Sample(Sampling):
     """Write new text with a trained model."""
 
     run: pathlib.Path

@@ -10,20 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
 
-from jaxseq import plots, samplers
+from jaxseq import plots
 from jaxseq.cells.lstm import LSTM
 from jaxseq.cells.pointwise import Dense, Embed
 from jaxseq.combinators.noise import Dropout
 from jaxseq.combinators.stack import Stack
-from jaxseq.core.cell import Params
 from jaxseq.core.serialization import to_json
-from jaxseq.decoding import generate
-from jaxseq.training import checkpoints, corpus, data, language, loop, runs
-from jaxseq.training.errors import UserError, require
+from jaxseq.training import checkpoints, corpus, data, language, loop, runs, writing
+from jaxseq.training.errors import UserError, require, require_flag
 from jaxseq.training.progress import Progress
 from jaxseq.training.text import Vocabulary
 
@@ -76,47 +72,16 @@ class Config:
     """The length of the samples written while training."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How to write new text."""
-
-    prompt: str = ""
-    """What the text begins with; by default it goes on from the beginning of the run's validation part."""
-    characters: int = 500
-    """How many characters to write."""
-    temperature: float = 0.8
-    """Below 1 likely characters become likelier, above 1 less so; 0 takes the likeliest."""
-    top_k: int | None = None
-    """Draw among this many likeliest characters only."""
-    top_p: float = 1.0
-    """Draw among the likeliest characters that have this probability together."""
-    seed: int = 0
-    """Another seed, another text."""
-
-
-def _require_flag(config: Any, holds: bool, name: str, needed: str) -> None:
-    if not holds:
-        raise UserError(f"--{name.replace('_', '-')} must be {needed}, got {getattr(config, name)}")
-
-
 def check(config: Config) -> None:
     """Raises UserError, naming the flag, if a number of the config makes no sense."""
     counts = ("embedding_size", "hidden_size", "layers", "batch", "time", "epochs", "log_every", "save_every", "keep")
     for name in counts:
-        _require_flag(config, getattr(config, name) >= 1, name, "at least 1")
+        require_flag(config, getattr(config, name) >= 1, name, "at least 1")
     for name in ("learning_rate", "clip", "train_fraction", "validation_fraction"):
-        _require_flag(config, 0 < getattr(config, name) < math.inf, name, "more than 0")
-    _require_flag(config, 0 <= config.dropout < 1, "dropout", "at least 0 and less than 1")
-    _require_flag(config, 0 <= config.warmup <= 1, "warmup", "between 0 and 1")
-    _require_flag(config, config.sample_characters >= 1, "sample_characters", "at least 1")
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises UserError, naming the flag, if a number makes no sense."""
-    _require_flag(sampling, sampling.characters >= 1, "characters", "at least 1")
-    _require_flag(sampling, 0 <= sampling.temperature < math.inf, "temperature", "at least 0")
-    _require_flag(sampling, sampling.top_k is None or sampling.top_k >= 1, "top_k", "at least 1")
-    _require_flag(sampling, 0 < sampling.top_p <= 1, "top_p", "more than 0 and at most 1")
+        require_flag(config, 0 < getattr(config, name) < math.inf, name, "more than 0")
+    require_flag(config, 0 <= config.dropout < 1, "dropout", "at least 0 and less than 1")
+    require_flag(config, 0 <= config.warmup <= 1, "warmup", "between 0 and 1")
+    require_flag(config, config.sample_characters >= 1, "sample_characters", "at least 1")
 
 
 def model(config: Config, vocab_size: int) -> Stack:
@@ -178,8 +143,8 @@ def _fit(config: Config, text: corpus.Corpus, windows: data.Windows, run: runs.R
     def before_save(step: int, state: language.TrainState) -> None:
         bits = float(score(state.params, parts["validation"]))
         run.record({"step": step, "validation_bits": bits})
-        sampling = Sampling(run.about["opening"], config.sample_characters)
-        sample = write(cell, state.params, text.vocabulary, sampling, jax.random.fold_in(sample_key, step))
+        sampling = writing.Sampling(run.about["opening"], config.sample_characters)
+        sample = writing.write(cell, state.params, text.vocabulary, sampling, jax.random.fold_in(sample_key, step))
         run.write_sample(f"--- step {step}, validation {bits:.3f} bits per character\n{sample}\n\n")
         progress.say(f"step {step} of {steps}: validation {bits:.3f} bits per character; it writes:\n{sample}\n")
         _plot(run)
@@ -199,7 +164,9 @@ def _fit(config: Config, text: corpus.Corpus, windows: data.Windows, run: runs.R
 
 def _about(config: Config, text: corpus.Corpus) -> dict[str, Any]:
     """What a run folder says of itself in `config.json`; sampling needs it, and so does going on."""
-    values = {name: str(value.absolute()) if isinstance(value, pathlib.Path) else value for name, value in _flags(config)}
+    values = {
+        name: str(value.absolute()) if isinstance(value, pathlib.Path) else value for name, value in _flags(config)
+    }
     source, start = text.source, text.cuts[0]
     return {
         "recipe": "characters",
@@ -277,14 +244,14 @@ def _plot(run: runs.Run) -> None:
     checkpoints.write_whole(run.path / "loss.png", plots.png(figure))
 
 
-def sample(path: pathlib.Path, sampling: Sampling) -> str:
+def sample(path: pathlib.Path, sampling: writing.Sampling) -> str:
     """New text by the newest whole checkpoint of a run.
 
     Raises:
         UserError: if there is no run or checkpoint in `path`, if the prompt has characters that the training text
             does not have, or if a number makes no sense.
     """
-    check_sampling(sampling)
+    writing.check(sampling)
     run = runs.open_run(path)
     config, vocabulary = stored_config(run), Vocabulary(run.about["vocabulary"])
     unknown = vocabulary.missing(sampling.prompt)
@@ -299,27 +266,4 @@ def sample(path: pathlib.Path, sampling: Sampling) -> str:
         lambda key: language.initial_state(cell, optimizer(config, 1), key, config.batch), jax.random.key(0)
     )
     params = jax.tree.map(jnp.asarray, checkpoints.restore(checkpoint, like).params)
-    return sampling.prompt + write(cell, params, vocabulary, sampling, jax.random.key(sampling.seed))
-
-
-def write(
-    cell: Stack, params: Params, vocabulary: Vocabulary, sampling: Sampling, key: Key[Array, ""]
-) -> str:
-    """The text with which a model goes on after the prompt."""
-    greedy = sampling.temperature == 0
-    draw = jax.tree_util.Partial(
-        _draw,
-        temperature=1.0 if greedy else sampling.temperature,
-        k=1 if greedy else sampling.top_k or vocabulary.size,
-        p=sampling.top_p,
-    )
-    prompt = jnp.asarray(vocabulary.encode(sampling.prompt))
-    out = generate(cell, params, prompt, key=key, max_new_tokens=sampling.characters, sample=draw)
-    return vocabulary.decode(np.asarray(out.tokens))
-
-
-def _draw(
-    key: Key[Array, ""], logits: Float[Array, "*batch vocab"], *, temperature: Any, k: Any, p: Any
-) -> Int[Array, "*batch"]:
-    logits = logits.at[..., 0].set(-jnp.inf)  # the unknown character cannot be written
-    return samplers.categorical(key, samplers.top_p(samplers.top_k(logits / temperature, k), p))
+    return sampling.prompt + writing.write(cell, params, vocabulary, sampling, jax.random.key(sampling.seed))

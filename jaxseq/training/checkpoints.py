@@ -1,8 +1,9 @@
 """Checkpoints that are whole or not there: orbax writes the arrays, a manifest of checksums proves them.
 
 A checkpoint is the folder `<step>` with the arrays in `arrays/`, what belongs to them in `extra.json`, and
-`manifest.json`, which holds the size and SHA-256 of every other file. It is written under another name, flushed to the disk and renamed as the last act, so that neither a
-killed process nor a full disk leaves a half one in place of a good one; what the disk loses later, the checksums show.
+`manifest.json`, which holds the size and SHA-256 of every other file. It is written under another name, flushed to the
+disk and renamed as the last act, so that neither a killed process nor a full disk leaves a half one in place of a good
+one; what the disk loses later, the checksums show.
 """
 
 import contextlib

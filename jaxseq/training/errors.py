@@ -39,6 +39,12 @@ def require(module: str, extra: str = "train") -> Any:
         raise MissingExtra(message, name=error.name) from None
 
 
+def require_flag(config: Any, holds: bool, name: str, needed: str) -> None:
+    """Raises UserError, naming the flag of the field `name`, unless it `holds` what is `needed`."""
+    if not holds:
+        raise UserError(f"--{name.replace('_', '-')} must be {needed}, got {getattr(config, name)}")
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Whether `error` reports a full disk or quota, also where a C++ library has turned it into text.
 

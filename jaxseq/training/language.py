@@ -1,5 +1,6 @@
 """Language models: truncated back-propagation through time over windows of tokens, and exact scoring."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,9 +23,8 @@ class TrainState(NamedTuple):
     carry: Any
 
 
-def initial_state(
-    cell: Cell, optimizer: optax.GradientTransformation, key: Key[Array, ""], batch: int
-) -> TrainState:
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def initial_state(cell: Cell, optimizer: optax.GradientTransformation, key: Key[Array, ""], batch: int) -> TrainState:
     """The state before the first step of training with `batch` streams."""
     params = cell.init(key)
     return TrainState(params, optimizer.init(params), cell.initial_state(params, (batch,)))
@@ -42,7 +42,7 @@ def train_step(
 
     def step(state: TrainState, number: Any, data: Windows) -> tuple[TrainState, dict[str, Array]]:
         index = number % data.inputs.shape[0]
-        inputs, targets = data.inputs[index], data.targets[index]
+        inputs, targets = (jnp.asarray(tokens)[index] for tokens in data)
         start = cell.initial_state(state.params, inputs.shape[:1])
         carry = jax.tree.map(lambda first, last: jnp.where(index == 0, first, last), start, state.carry)
 
@@ -64,9 +64,9 @@ def scorer(cell: Cell) -> Callable[[Params, ScoringWindows], Float[Array, ""]]:
     @jax.jit
     def score(params: Params, windows: ScoringWindows) -> Float[Array, ""]:
         def read(carry: Any, window: ScoringWindows) -> tuple[Any, tuple[Array, Array]]:
-            carry, logits = cell.unroll(params, window.inputs, carry, mask=window.exists)
-            loss = losses.cross_entropy(logits, window.targets, window.scored)
-            return carry, (loss.sum(), window.scored.sum())
+            inputs, targets, exists, scored = map(jnp.asarray, window)
+            carry, logits = cell.unroll(params, inputs, carry, mask=exists)
+            return carry, (losses.cross_entropy(logits, targets, scored).sum(), scored.sum())
 
         batch = windows.inputs.shape[1]
         _, (total, count) = jax.lax.scan(read, cell.initial_state(params, (batch,)), windows)

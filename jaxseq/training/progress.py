@@ -47,4 +47,6 @@ class Progress:
         self._last = (step, now)
         speed = (step - last) * self._per_step / max(now - then, 1e-9)
         shown = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items()]
-        self._bar.update(self._bar.task_ids[0], completed=step, metrics="  ".join([*shown, f"{speed:,.0f} {self._unit}/s"]))
+        self._bar.update(
+            self._bar.task_ids[0], completed=step, metrics="  ".join([*shown, f"{speed:,.0f} {self._unit}/s"])
+        )

@@ -51,12 +51,6 @@ def test_numbers_that_make_no_sense_are_refused(change: dict[str, float], messag
         characters.check(dataclasses.replace(characters.Config(), **change))
 
 
-@pytest.mark.parametrize("change", [{"characters": 0}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}])
-def test_samplings_that_make_no_sense_are_refused(change: dict[str, float]):
-    with pytest.raises(UserError, match=f"--{next(iter(change)).replace('_', '-')} must be"):
-        characters.check_sampling(dataclasses.replace(characters.Sampling(), **change))
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
     """A text whose validation part has characters that its training part has not."""
@@ -130,19 +124,3 @@ def test_the_gradient_of_a_step_is_that_of_its_window_alone():
     np.testing.assert_allclose([metrics["loss"], metrics["bits"]], [value, value / np.log(2)], rtol=1e-5)
     for old, new, slope in zip(*map(jax.tree.leaves, (before.params, after.params, gradient)), strict=True):
         np.testing.assert_allclose(old - new, slope, atol=1e-6)
-
-
-def test_samples_never_hold_the_unknown_character_and_obey_their_settings():
-    vocabulary = characters.Vocabulary("abc")
-    cell = characters.model(characters.Config(embedding_size=4, hidden_size=8), vocabulary.size)
-    params = cell.init(jax.random.key(0))
-    biased = params[:-1] + (params[-1]._replace(bias=jnp.array([50.0, 0.0, 1.0, 0.5])),)
-
-    def write(**settings):
-        sampling = characters.Sampling("ab", 60, **settings)
-        return characters.write(cell, biased, vocabulary, sampling, jax.random.key(1))
-
-    assert set(write(temperature=3.0)) == set("abc")
-    assert len(write()) == 60 and write() == write()
-    assert set(write(temperature=0.0)) == set(write(top_k=1)) == set(write(top_p=0.01)) == {"b"}
-    assert set(write(temperature=3.0, top_k=2)) == set("bc")

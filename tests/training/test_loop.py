@@ -27,7 +27,9 @@ def start() -> Any:
     return {"weights": jnp.zeros(3), "seen": jnp.int32(0)}
 
 
-def train(path: pathlib.Path, before_save: Callable[[int, Any], None] = lambda step, state: None, **options: Any) -> Any:
+def train(
+    path: pathlib.Path, before_save: Callable[[int, Any], None] = lambda step, state: None, **options: Any
+) -> Any:
     """Trains in a run folder, which is made or opened."""
     run = runs.open_run(path) if path.exists() else runs.create(path, {})
     step = options.pop("step", noisy_step)

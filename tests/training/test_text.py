@@ -10,7 +10,7 @@ from jaxseq.training.errors import UserError
 def test_the_default_text_is_real_and_says_nothing_twice():
     reference = text.read()
     paragraphs = [" ".join(paragraph.split()) for paragraph in reference.content.split("\n\n")]
-    assert len(reference.content) > 300_000 and "The \"while\" statement" in reference.content
+    assert len(reference.content) > 300_000 and 'The "while" statement' in reference.content
     assert len(set(paragraphs)) == len(paragraphs)
     assert reference.fingerprint() == text.read().fingerprint()
 

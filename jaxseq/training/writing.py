@@ -1,0 +1,63 @@
+"""Writing text with a language model."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from jaxseq import samplers
+from jaxseq.core.cell import Cell, Params
+from jaxseq.decoding import generate
+from jaxseq.training.errors import require_flag
+from jaxseq.training.text import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to write new text."""
+
+    prompt: str = ""
+    """What the text begins with; by default it goes on from the beginning of the run's validation part."""
+    characters: int = 500
+    """How many characters to write."""
+    temperature: float = 0.8
+    """Below 1 likely characters become likelier, above 1 less so; 0 takes the likeliest."""
+    top_k: int | None = None
+    """Draw among this many likeliest characters only."""
+    top_p: float = 1.0
+    """Draw among the likeliest characters that have this probability together."""
+    seed: int = 0
+    """Another seed, another text."""
+
+
+def check(sampling: Sampling) -> None:
+    """Raises UserError, naming the flag, if a number makes no sense."""
+    require_flag(sampling, sampling.characters >= 1, "characters", "at least 1")
+    require_flag(sampling, 0 <= sampling.temperature < math.inf, "temperature", "at least 0")
+    require_flag(sampling, sampling.top_k is None or sampling.top_k >= 1, "top_k", "at least 1")
+    require_flag(sampling, 0 < sampling.top_p <= 1, "top_p", "more than 0 and at most 1")
+
+
+def write(cell: Cell, params: Params, vocabulary: Vocabulary, sampling: Sampling, key: Key[Array, ""]) -> str:
+    """The text with which a model goes on after the prompt."""
+    greedy = sampling.temperature == 0
+    draw = jax.tree_util.Partial(
+        _draw,
+        temperature=1.0 if greedy else sampling.temperature,
+        k=1 if greedy else sampling.top_k or vocabulary.size,
+        p=sampling.top_p,
+    )
+    prompt = jnp.asarray(vocabulary.encode(sampling.prompt))
+    out = generate(cell, params, prompt, key=key, max_new_tokens=sampling.characters, sample=draw)
+    return vocabulary.decode(np.asarray(out.tokens))
+
+
+def _draw(
+    key: Key[Array, ""], logits: Float[Array, "*batch vocab"], *, temperature: Any, k: Any, p: Any
+) -> Int[Array, "*batch"]:
+    logits = logits.at[..., 0].set(-jnp.inf)  # the unknown character cannot be written
+    return samplers.categorical(key, samplers.top_p(samplers.top_k(logits / temperature, k), p))
