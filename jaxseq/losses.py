@@ -8,8 +8,6 @@ NaN, infinities and class numbers out of range. Losses of half-precision arrays 
 a sum of many bfloat16 values would keep two digits.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,7 +21,7 @@ def cross_entropy(
     targets: Int[Array, "*batch_time"],
     mask: Bool[Array, "*batch_time"] | None = None,
     *,
-    label_smoothing: Any = 0.0,
+    label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, "*batch_time"]:
     """Cross-entropy in nats of each step's softmax with its class.
 

@@ -13,9 +13,7 @@ from jaxseq.core import errors
 from jaxseq.losses import mean
 
 
-def perplexity(
-    losses: Float[Array, "*batch_time"], mask: Bool[Array, "*batch_time"] | None = None
-) -> Float[Array, ""]:
+def perplexity(losses: Float[Array, "*batch_time"], mask: Bool[Array, "*batch_time"] | None = None) -> Float[Array, ""]:
     """`exp` of the mean loss a step, for losses in nats such as `losses.cross_entropy` gives; 1 if no step counts.
 
     Give the mask here too: losses off the mask are zero, and without it they would count as perfect predictions.
