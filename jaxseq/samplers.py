@@ -12,7 +12,7 @@ traced, so changing one compiles nothing, and each row of logits may have its ow
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from jaxseq.core import errors
 
@@ -55,7 +55,7 @@ def top_p(logits: Float[Array, "*batch vocab"], p: float | Float[Array, "..."]) 
     return top_k(logits, jnp.where(p[..., 0] < 1, count, logits.shape[-1]))
 
 
-def categorical(key: Key[Array, ""] | None, logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
+def categorical(key: Array | None, logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
     """A token of each row, drawn with the probabilities `softmax(logits)`.
 
     Without a key there is no noise, and that is `greedy`: the draw takes the largest logit plus Gumbel noise. A token
@@ -70,7 +70,7 @@ def categorical(key: Key[Array, ""] | None, logits: Float[Array, "*batch vocab"]
     return jax.random.categorical(key, _wide(logits), axis=-1)
 
 
-def greedy(key: Key[Array, ""] | None, logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
+def greedy(key: Array | None, logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
     """The most probable token of each row, the smallest of equal ones; the key is not used.
 
     >>> greedy(None, jnp.array([[0.0, 2.0, 2.0], [1.0, 0.0, 0.0]])).tolist()

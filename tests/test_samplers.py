@@ -13,7 +13,9 @@ from hypothesis.extra import numpy as hnp
 from jaxseq import samplers
 
 # few distinct values, so that ties are common, and forbidden tokens
-LOGITS = hnp.arrays(np.float32, (2, 3, 7), elements=st.sampled_from([-np.inf, -30.0, -1.0, 0.0, 0.5, 0.5001, 2.0, 30.0]))
+VALUES = st.sampled_from([-np.inf, -30.0, -1.0, 0.0, 0.5, 0.5001, 2.0, 30.0])
+LOGITS = hnp.arrays(np.float32, (2, 3, 7), elements=VALUES)
+MASSES = st.sampled_from([0.0, 1e-9, 0.123, 0.457, 0.891, 0.9993, 1.0, 2.0])
 TOP_K, TOP_P = jax.jit(samplers.top_k), jax.jit(samplers.top_p)
 
 
@@ -48,7 +50,7 @@ def test_top_k_keeps_the_k_first_in_order(logits, k):
 
 
 @settings(deadline=None, max_examples=60)
-@given(LOGITS, hnp.arrays(np.float32, (2, 3), elements=st.sampled_from([0.0, 1e-9, 0.123, 0.457, 0.891, 0.9993, 1.0, 2.0])))
+@given(LOGITS, hnp.arrays(np.float32, (2, 3), elements=MASSES))
 def test_top_p_keeps_the_fewest_that_reach_p(logits, p):
     logits[..., 0] = np.maximum(logits[..., 0], -30)  # at least one token is allowed
     expected = [only(row, kept_by_p(row, float(q))) for row, q in zip(logits.reshape(-1, 7), p.ravel(), strict=True)]
@@ -143,10 +145,10 @@ def test_frequencies_after_the_filters():
 
 
 def test_half_precision_logits_are_drawn_with_full_precision_noise():
-    logits = jnp.broadcast_to(jnp.log(jnp.array([0.999, 0.001])).astype(jnp.bfloat16), (100_000, 2))
-    share = jnp.mean(samplers.categorical(jax.random.key(0), logits))
-    exact = jax.nn.softmax(logits[0].astype(jnp.float32))[1]
-    assert abs(share - exact) < 5 * (exact / 100_000) ** 0.5
+    """Noise in bfloat16 is so coarse that many tokens tie, and the first of them would win."""
+    drawn = samplers.categorical(jax.random.key(0), jnp.zeros((2000, 1024), jnp.bfloat16))
+    error = (1024**2 / 12 / 2000) ** 0.5
+    assert abs(np.mean(drawn) - 511.5) < 4 * error
 
 
 def test_without_a_key_the_best_token():
