@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell, Params, State
@@ -28,13 +28,13 @@ def generate(
     prompt: Int[Array, "*batch time"],
     *,
     max_new_tokens: int,
-    key: Key[Array, ""] | None = None,
+    key: Array | None = None,
     mask: Bool[Array, "*batch time"] | None = None,
     state: State = None,
     start: int | Int[Array, "..."] | None = None,
     sample: Callable[[Any, Array], Array] = categorical,
     end: int | Int[Array, ""] | None = None,
-    noise_key: Key[Array, ""] | None = None,
+    noise_key: Array | None = None,
 ) -> Generated:
     """Continues each row of `prompt` with tokens sampled from a cell that reads tokens and outputs logits.
 
@@ -62,7 +62,7 @@ def generate(
         `generate(cell, params, out.tokens[..., -1:], state=out.state, ...)`, perhaps with more text after it.
 
     Raises:
-        TypeError: if the prompt does not hold integers, the mask is not boolean, or cell or sampler do not fit.
+        TypeError: if prompt, start or end are not integers, the mask is not boolean, or cell or sampler do not fit.
         ValueError: if the shape of mask, start or state is wrong or `max_new_tokens` is negative.
 
     >>> import jaxseq as js
@@ -85,7 +85,7 @@ def generate(
         raise ValueError(f"generate needs max_new_tokens >= 0, got {max_new_tokens}.")
     if jax.tree_util.all_leaves([sample]):  # a plain function becomes a pytree that compares by it
         sample = jax.tree_util.Partial(sample)
-    prompt, mask = jax.tree.map(jnp.asarray, (jnp.asarray(prompt), mask))
+    prompt, mask = jnp.asarray(prompt), None if mask is None else jnp.asarray(mask)
     return _generate(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key)
 
 
@@ -102,7 +102,10 @@ class _Loop(NamedTuple):
 
 
 def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key):
-    tokens, mask, token = _split_last(cell, params, *_with_start(cell, prompt, mask, start))
+    for tokens in (prompt, start, end):
+        if tokens is not None:
+            errors.check_tokens(cell, tokens)
+    tokens, mask, token = _split_last(cell, params, *_with_start(prompt, mask, start))
     read, batch_shape = tokens.shape[-1], token.shape
     log_prob_dtype = _check_logits(cell, params, token)
     state, _ = cell.unroll(params, tokens, state, mask=mask, key=noise_key)
@@ -147,16 +150,14 @@ def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, 
 _generate = jax.jit(_generate_checked, static_argnums=(0, 1))
 
 
-def _with_start(cell, prompt, mask, start):
+def _with_start(prompt, mask, start):
     """The prompt and its mask, with `start` before it."""
-    errors.check_tokens(cell, prompt)
     if prompt.ndim == 0:
         raise ValueError("generate needs a prompt [*batch, time], got a single token: give it a time axis.")
     if mask is not None:
-        errors.check_flags(cell, mask, "mask", prompt.shape)
+        errors.check_flags("generate", mask, "mask", prompt.shape)
     if start is None:
         return prompt, mask
-    errors.check_tokens(cell, start)
     rows = (*prompt.shape[:-1], 1)
     try:
         first = jnp.broadcast_to(jnp.asarray(start, prompt.dtype)[..., None], rows)

@@ -148,19 +148,19 @@ def test_rows_end_by_themselves_and_the_loop_with_the_last():
 
 def test_generated_rows_score_the_same_alone():
     """Padding, gaps, empty prompts and ended neighbours change nothing; and no dropout while generating."""
-    for end in (None, END):
-        out = generate(MODEL, PARAMS, PROMPT, mask=MASK, key=jax.random.key(2), max_new_tokens=6, end=end)
-        for row in range(3):
-            own = out.lengths[row]
-            prompt = PROMPT[row][MASK[row]] if MASK[row].any() else jnp.array([0])
-            alone = jnp.concatenate([prompt, out.tokens[row, :own]])
-            trees_close(out.log_probs[row, :own], score(alone)[len(prompt) - 1 :])
-            state, _ = MODEL.unroll(PARAMS, alone[:-1])
-            trees_close(jax.tree.map(lambda leaf, row=row: leaf[row], out.state), state)
+    out = generate(MODEL, PARAMS, PROMPT, mask=MASK, key=jax.random.key(0), max_new_tokens=6, end=1)
+    assert len(set(out.lengths.tolist())) > 1
+    for row in range(3):
+        own = out.lengths[row]
+        prompt = PROMPT[row][MASK[row]] if MASK[row].any() else jnp.array([0])
+        alone = jnp.concatenate([prompt, out.tokens[row, :own]])
+        trees_close(out.log_probs[row, :own], score(alone)[len(prompt) - 1 :])
+        state, _ = MODEL.unroll(PARAMS, alone[:-1])
+        trees_close(jax.tree.map(lambda leaf, row=row: leaf[row], out.state), state)
 
 
 def test_generated_batch_scores_the_same_padded():
-    out = generate(MODEL, PARAMS, PROMPT[:2], mask=MASK[:2], key=jax.random.key(2), max_new_tokens=6, end=END)
+    out = generate(MODEL, PARAMS, PROMPT[:2], mask=MASK[:2], key=jax.random.key(0), max_new_tokens=6, end=2)
     tokens = jnp.concatenate([PROMPT[:2], out.tokens], axis=1)
     own = js.length_mask(out.lengths, 6)
     # a gap holds the state but outputs nothing, so the prompts are moved up to their new tokens
@@ -183,7 +183,7 @@ def test_going_on_equals_not_having_stopped(mask):
 
 def test_going_on_after_the_end_with_more_text():
     """A conversation: the state, the last token and the next text are all that is needed."""
-    first = generate(MODEL, PARAMS, PROMPT, key=jax.random.key(3), max_new_tokens=5, end=END)
+    first = generate(MODEL, PARAMS, PROMPT, key=jax.random.key(5), max_new_tokens=5, end=3)
     more = jnp.concatenate([first.tokens[:, -1:], jnp.array([[0, 1]] * 3)], axis=1)
     second = generate(MODEL, PARAMS, more, state=first.state, max_new_tokens=4)
     for row in range(3):
@@ -199,14 +199,14 @@ def test_fewer_tokens_are_the_first_of_more():
 
 
 def test_start_is_read_before_the_prompt():
-    for start, column in ((2, [[2], [2], [2]]), (jnp.array([1, 2, 3]), [[1], [2], [3]])):
-        column = jnp.array(column)
-        expected = generate(MODEL, PARAMS, jnp.concatenate([column, PROMPT], axis=1), max_new_tokens=3)
-        trees_close(generate(MODEL, PARAMS, PROMPT, start=start, max_new_tokens=3), expected)
-        expected = generate(MODEL, PARAMS, column, max_new_tokens=3)
-        trees_close(generate(MODEL, PARAMS, PROMPT[:, :0], start=start, max_new_tokens=3), expected)
-        masked = generate(MODEL, PARAMS, PROMPT, mask=MASK, start=start, max_new_tokens=3)
-        trees_close(jax.tree.map(lambda leaf: leaf[2], masked), jax.tree.map(lambda leaf: leaf[2], expected))
+    start = jnp.array([1, 2, 3])
+    text = jnp.concatenate([start[:, None], PROMPT], axis=1)
+    expected = generate(MODEL, PARAMS, text, max_new_tokens=3)
+    trees_close(generate(MODEL, PARAMS, PROMPT, start=start, max_new_tokens=3), expected)
+    masked = generate(MODEL, PARAMS, PROMPT, mask=MASK, start=3, max_new_tokens=3)
+    alone = generate(MODEL, PARAMS, jnp.array([3]), max_new_tokens=3)  # its row has no prompt
+    trees_close(jax.tree.map(lambda leaf: leaf[2], masked), alone)
+    trees_close(generate(MODEL, PARAMS, jnp.zeros(0, int), start=3, max_new_tokens=3), alone)
 
 
 def test_without_a_prompt_the_zero_input_is_read():
@@ -252,6 +252,15 @@ def test_under_jit_and_vmap():
     for index, key in enumerate(keys):
         one = generate(MODEL, PARAMS, PROMPT[0], key=key, max_new_tokens=4)
         trees_close(jax.tree.map(lambda leaf, index=index: leaf[index], several), one)
+
+
+def test_logits_are_made_for_new_tokens_only():
+    vocab, time = 5000, 256
+    cell = js.Stack((js.Embed(vocab, 4), js.Elman(4, 4), js.Dense(4, vocab)))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    prompt = jax.ShapeDtypeStruct((time,), int)
+    compiled = jax.jit(lambda *args: generate(cell, *args, max_new_tokens=2)).lower(params, prompt).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < time * vocab * 4 / 10  # the logits of the prompt
 
 
 TRACES = []
@@ -350,6 +359,7 @@ def column_token(key, logits):
         ({"mask": jnp.ones((3, 5), bool)}, ValueError, r"mask of shape \(3, 5\).*\(3, 4\)"),
         ({"mask": jnp.ones((3, 4))}, TypeError, "boolean mask, got float32"),
         ({"start": 1.0}, TypeError, "reads tokens, integers"),
+        ({"end": 1.0}, TypeError, "reads tokens, integers"),
         ({"start": jnp.array([1, 2])}, ValueError, r"one start token, or one a row \(3,\), got start of shape \(2,\)"),
         ({"state": MODEL.initial_state(PARAMS)}, ValueError, "batch axes of the inputs"),
         ({"state": 1.0}, TypeError, "state of another cell"),
