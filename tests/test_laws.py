@@ -283,6 +283,7 @@ def test_abstract_init_and_axes(name):
     params = jax.eval_shape(p.layer.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, p.params)
     assert jax.tree.map(jnp.result_type, params) == jax.tree.map(jnp.result_type, p.params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, p.layer.attach(p.params, jnp.ones(3)), p.params))
     assert jax.tree.map(jnp.ndim, params) == jax.tree.map(len, p.layer.axes(), is_leaf=is_spec)
 
 
@@ -300,3 +301,18 @@ def test_params_inputs_and_state_of_one_dtype_give_that_dtype(name, dtype):
     assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, given[2])
     for leaf in filter(is_real, jax.tree.leaves(ys)):
         assert leaf.dtype == dtype or leaf.weak_type
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_bfloat16_is_float32_rounded(name):
+    p = program(name)
+
+    def run(dtype):
+        def cast(leaf):
+            return leaf.astype(dtype) if is_real(leaf) else leaf
+
+        params, xs, state = jax.tree.map(cast, (p.params, p.xs, p.state))
+        unroll = jax.jit(functools.partial(p.layer.unroll, length=TIME), compiler_options=QUICK)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), unroll(params, xs, state, mask=GAPS, reset=RESETS))
+
+    assert_same(run(jnp.bfloat16), run(jnp.float32), tolerance=0.05)

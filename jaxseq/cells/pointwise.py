@@ -98,7 +98,9 @@ class Embed(Pointwise):
         errors.check_params(self, params)
         errors.check_tokens(self, x)
         embedding = jnp.asarray(params.embedding)
-        return embedding.at[x].get(wrap_negative_indices=False)  # a token -1 is out of range
+        spec = PartitionSpec(*jax.typeof(x).sharding.spec, jax.typeof(embedding).sharding.spec[-1])
+        out_sharding = None if spec == PartitionSpec(*[None] * len(spec)) else spec
+        return embedding.at[x].get(out_sharding=out_sharding, wrap_negative_indices=False)  # a token -1 is out of range
 
 
 class DenseParams(NamedTuple):

@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxseq.core import errors
-from jaxseq.core.cell import Run, Wrapper, unroll_steps
+from jaxseq.core.cell import Run, Wrapper
+from jaxseq.core.unroll import scan_from_fresh, unroll_steps
 
 
 class Plain(Wrapper):
@@ -60,9 +61,11 @@ class Remat(Wrapper):
 
         def whole_chunks(state):
             chunks = jax.tree.map(lambda leaf: leaf[: count * every].reshape(count, every, *leaf.shape[1:]), steps)
-            state, ys = lax.scan(
-                lambda state, steps: chunk(params, state, steps, every), state, chunks, count, reverse=run.reverse
-            )
+
+            def body(state, steps):
+                return chunk(params, state, steps, every)
+
+            state, ys = scan_from_fresh(lax.scan, body, state, chunks, count, run.reverse)
             return state, jax.tree.map(lambda leaf: leaf.reshape(count * every, *leaf.shape[2:]), ys)
 
         def short_chunk(state):

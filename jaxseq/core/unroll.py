@@ -69,7 +69,21 @@ def unroll_steps(scan: Callable[..., Any], cell: Any, params: Any, xs: Any, stat
             return cell.step(params, state, x, key)
         return masks.hold(lambda state, x: cell.step(params, state, x, key))(state, x, keep)
 
-    return scan(body, state, (xs, run.keep, run.reset, run.keys), length=run.length, reverse=run.reverse)
+    return scan_from_fresh(scan, body, state, (xs, run.keep, run.reset, run.keys), run.length, run.reverse)
+
+
+def scan_from_fresh(
+    scan: Callable[..., Any], body: Callable[..., Any], state: Any, xs: Any, length: int, reverse: bool
+):
+    """`scan` from a state with the sharding and varying axes that a step gives it: fresh zeros know of no mesh."""
+
+    def typed(leaf, after):
+        return leaf if jax.typeof(leaf) == jax.typeof(after) else leaf + jnp.zeros_like(after)
+
+    if length and not jax.sharding.get_abstract_mesh().empty:
+        after, _ = body(state, jax.tree.map(lambda x: x[0], xs))  # only its types are used
+        state = jax.tree.map(typed, state, after)
+    return scan(body, state, xs, length=length, reverse=reverse)
 
 
 def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, ...]:

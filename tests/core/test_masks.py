@@ -1,0 +1,34 @@
+"""Masks of lengths, and resets for those who call `step` themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseq as js
+
+
+def test_length_mask():
+    lengths = np.array([[2, 0], [3, 5]])
+    mask = js.length_mask(jnp.array(lengths), 3)
+    assert mask.dtype == bool
+    assert mask.tolist() == [[[t < length for t in range(3)] for length in row] for row in lengths]
+    assert js.length_mask(jnp.array(1), 2).tolist() == [True, False]
+    with pytest.raises(TypeError, match="integer lengths, got float32"):
+        js.length_mask(jnp.array([1.5]), 3)
+
+
+def test_steps_with_reset_where_are_unroll_with_reset():
+    """`done` after step t is a reset before step t + 1."""
+    cell = js.Stack((js.LSTM(2, 3), js.GRU(3, 3)))
+    params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 5, 2))
+    done = jax.random.bernoulli(jax.random.key(2), 0.4, (4, 5))
+    state = cell.initial_state(params, (4,))
+    ys = []
+    for t in range(5):
+        state, y = cell.step(params, state, xs[:, t])
+        state = js.reset_where(cell, params, state, done[:, t])
+        ys.append(y)
+    _, expected = cell.unroll(params, xs, reset=jnp.pad(done[:, :-1], ((0, 0), (1, 0))))
+    np.testing.assert_allclose(jnp.stack(ys, 1), expected, atol=1e-6)
+    assert bool(done.any()) and not bool(done.all())
