@@ -98,9 +98,12 @@ def test_a_run_folder_holds_all_that_the_run_was(finished: pathlib.Path, text: p
     assert (finished / "samples.txt").read_text().count("--- step ") == STEPS // 4
     records = log(finished)
     assert [line["step"] for line in records if "loss" in line] == list(range(2, STEPS + 1, 2))
-    assert [line["step"] for line in records if "validation_bits" in line] == list(range(4, STEPS + 1, 4))
-    assert list(records[-1]) == ["step", "test_bits"]
-    first, last = (line["bits"] for line in (records[0], [line for line in records if "bits" in line][-1]))
+    assert [line["step"] for line in records if "validation_bits_per_character" in line] == list(range(4, STEPS + 1, 4))
+    assert list(records[-1]) == ["step", "test_bits_per_character"]
+    first, last = (
+        line["bits_per_character"]
+        for line in (records[0], [line for line in records if "bits_per_character" in line][-1])
+    )
     assert last < first - 0.5
 
 
@@ -200,6 +203,9 @@ def test_going_on_with_what_is_no_run_is_one_line(tmp_path: pathlib.Path, capsys
     runs.create(tmp_path / "other", {"recipe": "chorales"})
     assert cli.main(["train", "characters", "--resume", str(tmp_path / "other")]) == 2
     assert_one_line(capsys, "is not a run of the recipe characters")
+    runs.create(tmp_path / "older", {"recipe": "characters", "config": {"text": None, "size": 8}})
+    assert cli.main(["sample", str(tmp_path / "older")]) == 2
+    assert_one_line(capsys, "is a run of another version of jaxseq: its flags were text, size")
 
 
 def test_going_on_takes_the_flags_of_the_run_only(finished: pathlib.Path, text: pathlib.Path, capsys):

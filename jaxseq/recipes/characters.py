@@ -1,6 +1,7 @@
 """A character language model: learns from any text to write more of it."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -95,8 +96,14 @@ def model(config: Config, vocab_size: int) -> Stack:
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """Adam with the gradient's norm clipped, and a learning rate that rises linearly and falls as a cosine."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, round(config.warmup * steps), steps)
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
+    return _adam(config.learning_rate, round(config.warmup * steps), steps, config.clip)
+
+
+@functools.cache
+def _adam(learning_rate: float, warmup: int, steps: int, clip: float) -> optax.GradientTransformation:
+    # once for equal numbers, so that equal training steps compile once
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
 
 
 def train(config: Config) -> runs.Run:
@@ -134,15 +141,14 @@ def _fit(config: Config, text: corpus.Corpus, windows: data.Windows, run: runs.R
     cell, steps = model(config, text.vocabulary.size), config.epochs * len(windows.inputs)
     adam = optimizer(config, steps)
     init_key, noise_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-    score = language.scorer(cell)
     parts = {
         name: data.scoring_windows(text.tokens, *span, batch=config.batch, time=config.time, context=config.time)
         for name, span in text.scored.items()
     }
 
     def before_save(step: int, state: language.TrainState) -> None:
-        bits = float(score(state.params, parts["validation"]))
-        run.record({"step": step, "validation_bits": bits})
+        bits = float(language.score(cell, state.params, parts["validation"]))
+        run.record({"step": step, "validation_bits_per_character": bits})
         sampling = writing.Sampling(run.about["opening"], config.sample_characters)
         sample = writing.write(cell, state.params, text.vocabulary, sampling, jax.random.fold_in(sample_key, step))
         run.write_sample(f"--- step {step}, validation {bits:.3f} bits per character\n{sample}\n\n")
@@ -150,23 +156,23 @@ def _fit(config: Config, text: corpus.Corpus, windows: data.Windows, run: runs.R
         _plot(run)
 
     state = loop.fit(
-        language.train_step(cell, adam, noise_key),
+        language.TrainStep(cell, adam, unit="character"),
         language.initial_state(cell, adam, init_key, config.batch),
-        jax.tree.map(jnp.asarray, windows),
+        (jax.tree.map(jnp.asarray, windows), noise_key),
         plan=loop.Plan(steps, config.log_every, config.save_every, config.keep),
         run=run,
         before_save=before_save,
         progress=progress,
     )
     if "test" in parts:
-        run.record({"step": steps, "test_bits": float(score(state.params, parts["test"]))})
+        run.record({"step": steps, "test_bits_per_character": float(language.score(cell, state.params, parts["test"]))})
 
 
 def _about(config: Config, text: corpus.Corpus) -> dict[str, Any]:
     """What a run folder says of itself in `config.json`; sampling needs it, and so does going on."""
-    values = {
-        name: str(value.absolute()) if isinstance(value, pathlib.Path) else value for name, value in _flags(config)
-    }
+    values = _flags(config)
+    if config.text is not None:
+        values["text"] = str(config.text.absolute())
     source, start = text.source, text.cuts[0]
     return {
         "recipe": "characters",
@@ -183,28 +189,32 @@ def _about(config: Config, text: corpus.Corpus) -> dict[str, Any]:
         "vocabulary": text.vocabulary.characters,
         "opening": source.content[start : start + 32],
         "model": json.loads(to_json(model(config, text.vocabulary.size))),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "versions": _versions(),
     }
 
 
-def _flags(config: Config) -> list[tuple[str, Any]]:
+def _flags(config: Config) -> dict[str, Any]:
     """The fields that make a run what it is: all but where it is."""
-    names = (field.name for field in dataclasses.fields(config))
-    return [(name, getattr(config, name)) for name in names if name not in ("run", "resume")]
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("run", "resume")}
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "jax": jax.__version__}
 
 
 def stored_config(run: runs.Run) -> Config:
     """The config that a run began with, with `resume` as its folder.
 
     Raises:
-        UserError: if it is the run of another recipe.
+        UserError: if it is the run of another recipe, or of a version with other flags.
     """
     if run.about.get("recipe") != "characters":
         raise UserError(f"{run.path} is not a run of the recipe characters")
     values = dict(run.about["config"])
-    if values["text"] is not None:
-        values["text"] = pathlib.Path(values["text"])
-    return Config(**values, resume=run.path)
+    if values.keys() != _flags(Config()).keys():
+        raise UserError(f"{run.path} is a run of another version of jaxseq: its flags were {', '.join(values)}")
+    text = values.pop("text")
+    return Config(**values, text=text and pathlib.Path(text), resume=run.path)
 
 
 def _introduce(run: runs.Run, text: corpus.Corpus, progress: Progress) -> None:
@@ -221,12 +231,17 @@ def _introduce(run: runs.Run, text: corpus.Corpus, progress: Progress) -> None:
         shown = ", ".join(f"{name} {bits:.3f}" for name, bits in scores.items())
         progress.say(f"baselines on {part}, bits per character: {shown}")
     progress.say(f"run folder: {run.path}")
+    if run.about["versions"] != _versions():
+        progress.say(
+            f"this run began with {run.about['versions']}: with other versions its numbers may differ a little"
+        )
 
 
 def _conclude(run: runs.Run, progress: Progress) -> None:
     records = run.records()
     for part, baselines in run.about["baseline_bits"].items():
-        bits = [record[f"{part}_bits"] for record in records if f"{part}_bits" in record][-1]
+        name = f"{part}_bits_per_character"
+        bits = [record[name] for record in records if name in record][-1]
         verdict = "better than" if bits < baselines["5-gram"] else "not better than"
         progress.say(f"{part}: {bits:.3f} bits per character, {verdict} the 5-gram's {baselines['5-gram']:.3f}")
     clock = [record for record in records if "seconds" in record][-1]
@@ -237,7 +252,10 @@ def _conclude(run: runs.Run, progress: Progress) -> None:
 def _plot(run: runs.Run) -> None:
     records = run.records()
     curves = {}
-    for label, name in (("training, with dropout", "bits"), ("validation", "validation_bits")):
+    for label, name in (
+        ("training, with dropout", "bits_per_character"),
+        ("validation", "validation_bits_per_character"),
+    ):
         points = [(record["step"], record[name]) for record in records if name in record]
         curves[label] = tuple(zip(*points, strict=True))
     figure = plots.learning_curves(curves, run.about["baseline_bits"]["validation"], ylabel="bits per character")
@@ -262,8 +280,7 @@ def sample(path: pathlib.Path, sampling: writing.Sampling) -> str:
     if checkpoint is None:
         raise UserError(f"{path} has no checkpoint yet: continue it with --resume {path}")
     cell = model(config, vocabulary.size)
-    like = jax.eval_shape(
-        lambda key: language.initial_state(cell, optimizer(config, 1), key, config.batch), jax.random.key(0)
-    )
+    start = functools.partial(language.initial_state, cell, optimizer(config, 1), batch=config.batch)
+    like = jax.eval_shape(start, jax.random.key(0))
     params = jax.tree.map(jnp.asarray, checkpoints.restore(checkpoint, like).params)
     return sampling.prompt + writing.write(cell, params, vocabulary, sampling, jax.random.key(sampling.seed))

@@ -83,7 +83,7 @@ def test_model_and_baselines_score_the_same_characters(text: corpus.Corpus):
     params = cell.init(jax.random.key(0))
     start, stop = text.scored["validation"]
     windows = data.scoring_windows(text.tokens, start, stop, batch=4, time=7, context=start)
-    got = language.scorer(cell)(params, windows)
+    got = language.score(cell, params, windows)
     _, logits = cell.unroll(params, jnp.asarray(text.tokens[: stop - 1]))
     want = losses.cross_entropy(logits, jnp.asarray(text.tokens[1:stop]))[start - 1 :].mean() / np.log(2)
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -93,11 +93,11 @@ def test_the_state_is_carried_between_windows_and_begins_anew_with_the_text():
     cell = characters.model(characters.Config(embedding_size=4, hidden_size=8, dropout=0.0), 5)
     still = characters.optimizer(characters.Config(learning_rate=1e-30), 10)
     windows = data.windows(np.arange(50) % 5, batch=3, time=4)
-    step = jax.jit(language.train_step(cell, still, jax.random.key(0)))
+    step = jax.jit(language.TrainStep(cell, still))
     first = state = language.initial_state(cell, still, jax.random.key(1), batch=3)
     carries = []
     for number in range(len(windows.inputs) + 1):
-        state, _ = step(state, number, jax.tree.map(jnp.asarray, windows))
+        state, _ = step(state, number, (windows, jax.random.key(0)))
         carries.append(state.carry)
     stream = jnp.asarray(windows.inputs.swapaxes(0, 1).reshape(3, -1))
     whole, _ = cell.unroll(first.params, stream)
@@ -111,16 +111,16 @@ def test_the_gradient_of_a_step_is_that_of_its_window_alone():
     cell = characters.model(characters.Config(embedding_size=4, hidden_size=8, dropout=0.3), 5)
     windows = jax.tree.map(jnp.asarray, data.windows(np.arange(50) % 5, batch=3, time=4))
     key = jax.random.key(3)
-    step = jax.jit(language.train_step(cell, optax.sgd(1.0), key))
-    before = language.initial_state(cell, optax.sgd(1.0), jax.random.key(1), batch=3)
-    before, _ = step(before, 0, windows)
-    after, metrics = step(before, 1, windows)
+    step = jax.jit(language.TrainStep(cell, optax.sgd(1.0)))
+    before = language.initial_state(cell, optax.sgd(1.0), jax.random.key(1), 3)
+    before, _ = step(before, 0, (windows, key))
+    after, metrics = step(before, 1, (windows, key))
 
     def loss(params):
         _, logits = cell.unroll(params, windows.inputs[1], before.carry, key=jax.random.fold_in(key, 1))
         return losses.cross_entropy(logits, windows.targets[1]).mean()
 
-    value, gradient = jax.value_and_grad(loss)(before.params)
-    np.testing.assert_allclose([metrics["loss"], metrics["bits"]], [value, value / np.log(2)], rtol=1e-5)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(before.params)
+    np.testing.assert_allclose([metrics["loss"], metrics["bits_per_token"]], [value, value / np.log(2)], rtol=1e-5)
     for old, new, slope in zip(*map(jax.tree.leaves, (before.params, after.params, gradient)), strict=True):
         np.testing.assert_allclose(old - new, slope, atol=1e-6)
