@@ -4,6 +4,14 @@ A checkpoint is the folder `<step>` with the arrays in `arrays/`, what belongs t
 `manifest.json`, which holds the size and SHA-256 of every other file. It is written under another name, flushed to the
 disk and renamed as the last act, so that neither a killed process nor a full disk leaves a half one in place of a good
 one; what the disk loses later, the checksums show.
+
+>>> import tempfile
+>>> with tempfile.TemporaryDirectory() as folder:
+...     save(pathlib.Path(folder), 100, {"weights": np.arange(3)}, {"seconds": 1.5})
+...     found = newest(pathlib.Path(folder))
+...     restored = restore(found, {"weights": np.zeros(3, int)})
+>>> found.step, found.extra, restored["weights"].tolist()
+(100, {'seconds': 1.5}, [0, 1, 2])
 """
 
 import contextlib

@@ -77,6 +77,17 @@ def fit(
     Raises:
         Stopped: after SIGINT (Ctrl-C) or SIGTERM, once the steps under way are done and the state is saved.
         UserError: if a metric is no longer finite, or the disk is full; the checkpoints before that are whole.
+
+    >>> import pathlib, tempfile
+    >>> from jaxseq.training import runs
+    >>> def halve(weight, step, data):
+    ...     return weight - 0.5 * (weight - data), {"loss": (weight - data) ** 2}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = runs.create(pathlib.Path(folder), {})
+    ...     weight = fit(halve, jnp.float32(8), jnp.float32(0), plan=Plan(steps=3, log_every=1, save_every=3), run=run)
+    ...     losses = [record["loss"] for record in run.records()]
+    >>> weight.item(), losses
+    (1.0, [64.0, 16.0, 4.0])
     """
     progress = progress or Progress()
     step, extra = 0, {}

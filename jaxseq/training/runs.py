@@ -19,6 +19,13 @@ class Run:
     """A run folder; `create` and `open_run` make one. A checkpoint remembers how long the logs were when it was saved.
 
     So a run that goes on from a checkpoint first cuts its logs back to it, and no line stands in them twice.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = create(pathlib.Path(folder) / "run", {"seed": 0})
+    ...     run.record({"step": 10, "loss": 2.5})
+    ...     open_run(run.path).about, run.records()
+    ({'seed': 0}, [{'step': 10, 'loss': 2.5}])
     """
 
     path: pathlib.Path
