@@ -51,11 +51,11 @@ class Config:
     """The probability with which each output of an LSTM layer is dropped while training."""
     batch: int = 32
     """How many places of the text are read side by side."""
-    time: int = 128
+    time: int = 64
     """Characters in a window: how far gradients flow back; the state is carried further."""
-    epochs: int = 8
+    epochs: int = 12
     """How many times the training part is read."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     """Adam's step size at its highest."""
     warmup: float = 0.05
     """The part of the training in which the learning rate rises from 0; after it, it falls to 0 as a cosine."""
