@@ -76,7 +76,8 @@ def transforms(body, scan, **options):
         return results
 
     tangents, _ = split_floats(body.arguments(seed=1))
-    return jax.jit(all_of)(floats, tangents)
+    # the programs are large and run once
+    return jax.jit(all_of, compiler_options={"xla_backend_optimization_level": 0})(floats, tangents)
 
 
 @pytest.mark.parametrize("name", BODIES)
