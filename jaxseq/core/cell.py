@@ -44,14 +44,14 @@ class SequenceLayer(abc.ABC):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, field.name)
+            value: Any = getattr(self, field.name)
             if isinstance(value, list):
                 value = tuple(value)
+            elif field.type == Activation:
+                activation(value)
             elif field.type in (int, float) or (field.type == int | None and value is not None):
                 value = _number(self, field, value)
             object.__setattr__(self, field.name, value)
-            if field.type == Activation:
-                activation(value)
 
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
@@ -229,13 +229,16 @@ class Wrapper(Cell):
 
 def _number(layer: Any, field: dataclasses.Field, value: Any) -> int | float:
     """A number as a plain int or float; sizes are at least 1."""
-    real = field.type is float
-    if not isinstance(value, numbers.Real if real else numbers.Integral):
-        kind = "a number" if real else "an integer"
-        raise TypeError(f"{type(layer).__name__} needs {kind} {field.name}, got {value!r}.")
-    number = float(value) if real else operator.index(value)
+    name = type(layer).__name__
+    if field.type is float:
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} needs a number {field.name}, got {value!r}.")
+        return float(value)
+    if not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} needs an integer {field.name}, got {value!r}.")
+    number = int(value)
     if number < 1 and field.name.endswith("size"):
-        raise ValueError(f"{type(layer).__name__} needs {field.name} >= 1, got {number}.")
+        raise ValueError(f"{name} needs {field.name} >= 1, got {number}.")
     return number
 
 
