@@ -28,12 +28,13 @@ _PRODUCTS = frozenset(("dot_general", "conv_general_dilated", "gather", "dynamic
 
 # What costs about as much to compute as to read back.
 CHEAP = (_LINEAR | _EXPANDING | _RESHAPING).union(
-    "neg sign abs floor ceil round max min clamp eq ne lt le gt ge and or not xor is_finite square integer_pow "
-    "concatenate pad slice split rev copy convert_element_type stop_gradient real imag shift_left "
-    "shift_right_logical shift_right_arithmetic".split()
+    "neg sign abs floor ceil round max min clamp square one_minus_square integer_pow eq ne lt le gt ge and or not xor "
+    "is_finite shift_left shift_right_logical shift_right_arithmetic real imag complex conj convert_element_type copy "
+    "stop_gradient concatenate pad slice split stack unstack tile rev".split()
 )
 ELEMENTWISE = frozenset(
-    "tanh logistic exp exp2 expm1 log log1p sin cos tan sinh cosh erf erfc sqrt rsqrt cbrt pow div".split()
+    "tanh logistic exp exp2 expm1 log log1p log2 sin cos tan sinh cosh asin acos atan atan2 asinh acosh atanh erf erfc "
+    "erf_inv lgamma digamma sqrt rsqrt cbrt pow div".split()
 )
 
 
@@ -166,15 +167,29 @@ class _Analysis:
                 if all(v in available for v in variables(equation.invars) if self.depends[v] == Depends.INPUTS):
                     possible.append(equation)
                     available.update(equation.outvars)
-        worth = [e for e in possible if e.primitive.name not in CHEAP]
-        # the operands of a product that stays in the loop are wanted all the same, for its tangent
-        wanted = [v for e in worth for v in (e.invars if _is_faster_in_loop(e) else e.outvars)]
+        wanted = []
+        for equation in possible:
+            if equation.primitive.name in CHEAP:
+                continue
+            if not self._is_faster_in_loop(equation):
+                wanted += equation.outvars
+            elif equation.primitive.name in _PRODUCTS:  # its tangent is taken outside all the same
+                wanted += equation.invars
         return _needed(possible, wanted)
+
+    def _is_faster_in_loop(self, equation: core.JaxprEqn) -> bool:
+        """Whether an equation of inputs is computed faster step by step.
+
+        XLA:CPU does not vectorise an elementwise kernel that slices one step out of what was computed for all.
+        """
+        floats = [v for v in variables(equation.invars) if self.depends[v] == Depends.INPUTS and _is_float(v)]
+        # where a step is tiny the number of kernels in the loop decides
+        tiny = equation.primitive.name in _PRODUCTS and _largest([*floats, *equation.outvars]) <= 64
+        return bool(floats) and not tiny and jax.default_backend() == "cpu"
 
     def _may_go_ahead(self, equation: core.JaxprEqn) -> bool:
         name = equation.primitive.name
-        has_jaxpr = any(True for _ in core.jaxprs_in_params(equation.params))
-        if name in _EXPANDING or name == "rng_bit_generator" or (has_jaxpr and name != "custom_jvp_call"):
+        if name in _EXPANDING or name == "rng_bit_generator" or not _is_elementary(equation):
             return False
         if any("rbg" in str(atom.aval.dtype) for atom in equation.invars):  # such keys give other bits under vmap
             return False
@@ -269,13 +284,11 @@ def _operands_read(equation: core.JaxprEqn) -> range:
     return range(1) if equation.primitive.name == "select_n" else range(len(equation.invars))
 
 
-def _is_faster_in_loop(equation: core.JaxprEqn) -> bool:
-    """Whether a product of inputs is computed faster step by step (its tangent is taken outside all the same).
-
-    XLA:CPU does not vectorise an elementwise kernel that slices one step out of the product of all.
-    """
-    tiny = _largest(equation.outvars) <= 64  # then the number of kernels in the loop decides
-    return equation.primitive.name == "dot_general" and not tiny and jax.default_backend() == "cpu"
+def _is_elementary(equation: core.JaxprEqn) -> bool:
+    """Whether an equation holds no loop or branch."""
+    inner = list(core.jaxprs_in_params(equation.params))
+    known = equation.primitive.name in ("custom_jvp_call", "jit", "pjit")
+    return not inner or (known and all(_is_elementary(e) for jaxpr in inner for e in jaxpr.eqns))
 
 
 def _needed(equations: Sequence[core.JaxprEqn], wanted: Iterable) -> list[core.JaxprEqn]:

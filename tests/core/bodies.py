@@ -327,3 +327,28 @@ def unbatched(p):
         return h, h[0]
 
     return step
+
+
+@body(params={"a": (INPUT, 4), "b": (4, HIDDEN), "scale": (HIDDEN,), "h": (HIDDEN, HIDDEN)}, init=(BATCH, HIDDEN))
+def network_of_the_input(p):
+    """Two products of the input one after the other, and a normalisation of the result."""
+
+    def step(h, x):
+        z = jax.nn.relu(x @ p["a"]) @ p["b"]
+        z = (z - z.mean(-1, keepdims=True)) / jnp.sqrt(z.var(-1, keepdims=True) + 1e-3) * p["scale"]
+        h = jnp.tanh(z + h @ p["h"])
+        return h, jnp.exp(x) @ p["a"]
+
+    return step
+
+
+@body(
+    params={"real": (HIDDEN, HIDDEN), "imaginary": (HIDDEN, HIDDEN), "phase": (HIDDEN,), "x": (INPUT, HIDDEN)},
+    init=np.full((BATCH, HIDDEN), 0.5 + 0.3j),
+)
+def complex_carry(p):
+    def step(h, x):
+        h = 0.3 * h @ (p["real"] + 1j * p["imaginary"]) * jnp.exp(1j * p["phase"]) + x @ p["x"]
+        return h, h.real
+
+    return step

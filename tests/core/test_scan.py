@@ -56,7 +56,7 @@ def transforms(body, scan, **options):
         return split_floats(run(floats))[0]
 
     def loss(floats):
-        return sum(jnp.sum(jnp.sin(out + i)) for i, out in enumerate(outputs(floats)))
+        return sum(jnp.sum(jnp.sin(out + i)).real for i, out in enumerate(outputs(floats)))
 
     def all_of(floats, tangents):
         results = {"value": run(floats)}
@@ -68,7 +68,7 @@ def transforms(body, scan, **options):
 
             def directional(floats):
                 gradient = jax.grad(loss)(floats)
-                return sum(jnp.vdot(g, t) for g, t in zip(gradient, tangents, strict=True))
+                return sum(jnp.vdot(g, t).real for g, t in zip(gradient, tangents, strict=True))
 
             results["reverse over reverse"] = jax.grad(directional)(floats)
         if body.forward and body.reverse:

@@ -117,6 +117,43 @@ def test_empty_batch():
     assert_equal_trees(got, expected)
 
 
+@pytest.mark.parametrize(
+    "name", ["lstm", "gru_reset_after", "attention", "convolutional", "per_unit", "tokens_and_keys"]
+)
+def test_as_on_an_accelerator(name, monkeypatch):
+    """There all products of inputs leave the loop, and gradients are formed in the layout that comes by itself."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    params, init, xs = BODIES[name].arguments()
+
+    def loss(engine, params):
+        results = engine(BODIES[name].make(params), init, xs)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(results))
+
+    got, expected = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, engine)))(params) for engine in (scan, lax.scan)
+    )
+    assert_equal_trees(got, expected)
+
+
+def test_a_scan_within_a_scan():
+    kernel, xs = jnp.full((HIDDEN, HIDDEN), 0.3), jnp.ones((TIME, 2, BATCH, HIDDEN))
+
+    def loss(engine, kernel, xs):
+        def inner(h, x):
+            h = jnp.tanh(h @ kernel + x)
+            return h, h
+
+        def outer(h, x):
+            h, ys = engine(inner, h, x)
+            _, alone = engine(inner, x[0], x)
+            return h + alone[-1], ys
+
+        return engine(outer, jnp.zeros((BATCH, HIDDEN)), xs)[1].sum()
+
+    gradients = (jax.jit(jax.grad(functools.partial(loss, engine), (0, 1)))(kernel, xs) for engine in (scan, lax.scan))
+    assert_equal_trees(*gradients)
+
+
 class Pair(collections.namedtuple("Pair", "first second")):
     pass
 
