@@ -1,5 +1,6 @@
 """Timing that holds on a busy machine: contenders take turns, and only ratios within a round are compared."""
 
+import ctypes
 import datetime
 import importlib.metadata
 import math
@@ -79,6 +80,19 @@ def limit_threads(count: int | None) -> int:
     if count is not None:
         os.sched_setaffinity(0, cores[:count])
     return len(os.sched_getaffinity(0))
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory, as if every contender had run alone for long; elsewhere do nothing.
+
+    By default glibc returns large buffers to the system, and the next call pays for each page of them anew. Whether it
+    does depends on what ran before in the process.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(-4, 0)  # M_MMAP_MAX: take large buffers from the heap too,
+        set_option(-8, 1)  # M_ARENA_MAX: from one heap for all threads,
+        set_option(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and keep it
 
 
 def device_name() -> str:

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> pathlib.Path:
     """Run the benchmark as the command line says; return the path of the table."""
     options = parser().parse_args(arguments)
     threads = timing.limit_threads(options.threads)
+    timing.keep_memory()
     if "torch" in options.peers:
         limit_torch(threads)
     shapes = [SHAPES[index] for index in options.shapes] if options.sizes is None else options.sizes
