@@ -1,4 +1,10 @@
-"""Pure functions for sequence models in JAX."""
+"""Pure functions for sequence models in JAX.
+
+Cells: Elman, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, GRU, GRUv1, MinimalGRU, Embed, OneHot, Dense, Map.
+Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
+Functions: scan, generate, length_mask, reset_where, to_json, from_json; the modules losses, metrics and samplers.
+To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
+"""
 
 from . import losses as losses
 from . import metrics as metrics

@@ -63,20 +63,20 @@ def binary_cross_entropy(
     targets: Num[Array, "*batch_time_outputs"] | Bool[Array, "*batch_time_outputs"],
     mask: Bool[Array, "*batch_time"] | None = None,
     *,
-    rank: int = 1,
+    rank: int | None = None,
 ) -> Float[Array, "*batch_time"]:
     """Cross-entropy in nats of each step's sigmoids with their targets, summed over the step's outputs.
 
     `-Σ_o y_o log σ(logits_o) + (1 - y_o) log(1 - σ(logits_o))`, the targets y being booleans or numbers in [0, 1].
     The outputs of one step have `rank` axes: 1 as cells give them, `[*batch, time, outputs]`, or 0 for one binary
-    output a step, `[*batch, time]`.
+    output, `[*batch, time]` (or `[*batch]`, of a whole sequence). A mask tells it; without one it has to be said.
 
     Raises:
         TypeError: if logits are not floating or the mask is not boolean.
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes do not belong together, or nothing tells the rank.
 
     >>> chords = jnp.array([[1, 0, 1], [0, 0, 1]])
-    >>> print(binary_cross_entropy(jnp.zeros((2, 3)), chords).round(3))  # three times ln 2
+    >>> print(binary_cross_entropy(jnp.zeros((2, 3)), chords, rank=1).round(3))  # three times ln 2
     [2.079 2.079]
     >>> binary_cross_entropy(jnp.zeros((2, 3)), chords, rank=0).shape
     (2, 3)
@@ -89,17 +89,18 @@ def squared_error(
     targets: Num[Array, "*batch_time_features"],
     mask: Bool[Array, "*batch_time"] | None = None,
     *,
-    rank: int = 1,
+    rank: int | None = None,
 ) -> Float[Array, "*batch_time"]:
     """Squared distance of each step's prediction from its target, `Σ_f (prediction_f - target_f)²`.
 
-    One step's prediction has `rank` axes, which the sum runs over: 0 for a number a step, 1 for vectors, 3 for images.
+    One step's prediction has `rank` axes, which the sum runs over: 0 for a number, 1 for a vector, 3 for an image. A
+    mask tells it; without one it has to be said.
 
     Raises:
         TypeError: if predictions are not floating or the mask is not boolean.
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes do not belong together, or nothing tells the rank.
 
-    >>> squared_error(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.zeros((2, 2))).tolist()
+    >>> squared_error(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.zeros((2, 2)), rank=1).tolist()
     [5.0, 25.0]
     """
     return _elementwise("squared_error", optax.squared_error, predictions, targets, mask, rank)
@@ -122,7 +123,14 @@ def mean(
 
 def _elementwise(name, loss, predictions, targets, mask, rank):
     predictions, targets = _floating(name, "predictions", predictions), jnp.asarray(targets)
-    if predictions.shape != targets.shape or predictions.ndim < rank:
+    if rank is None:
+        if mask is None:
+            raise ValueError(
+                f"{name} cannot tell the outputs of one step from steps in predictions of shape {predictions.shape}: "
+                "say rank=0 for one number a step, rank=1 for a vector a step, or give a mask."
+            )
+        rank = predictions.ndim - jnp.ndim(mask)
+    if predictions.shape != targets.shape or not 0 <= rank <= predictions.ndim:
         raise ValueError(
             f"{name} needs predictions and targets of one shape [*batch, time] with {rank} more axes (rank={rank}), "
             f"got predictions of shape {predictions.shape} and targets of shape {targets.shape}."
@@ -134,6 +142,8 @@ def _elementwise(name, loss, predictions, targets, mask, rank):
 
 
 def _floating(name, what, values):
+    if isinstance(values, tuple):
+        raise TypeError(f"{name} needs {what}, got a tuple of {len(values)}: unroll and step return (state, y).")
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"{name} needs floating {what}, got {errors.shape_of(values)}.")

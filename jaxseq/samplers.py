@@ -4,7 +4,7 @@ Filters go `logits -> logits` and put `-inf` at what they exclude; choices go `(
 traced, so changing one compiles nothing, and each row of logits may have its own.
 
 >>> def nucleus(key, logits, *, temperature, k, p):
-...     return categorical(key, top_p(top_k(logits / temperature, k), p))
+...     return categorical(key, top_p(top_k(logits / temperature, k), p))  # temperature > 0
 >>> sample = jax.tree_util.Partial(nucleus, temperature=0.8, k=40, p=0.9)  # a pytree: its numbers are traced
 >>> sample(jax.random.key(0), jnp.array([[0.0, 50.0, 0.0], [50.0, 0.0, 0.0]])).tolist()
 [1, 0]
@@ -15,6 +15,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxseq.core import errors
+
+
+def temperature(
+    logits: Float[Array, "*batch vocab"], value: float | Float[Array, "..."]
+) -> Float[Array, "*batch vocab"]:
+    """`logits / value`: below 1 the probable tokens gain, above 1 the others; at 0 only the most probable is left.
+
+    `value` may differ by row: it broadcasts against `[*batch]`.
+
+    >>> temperature(jnp.array([[1.0, 2.0], [1.0, 2.0]]), jnp.array([0.5, 0.0])).tolist()
+    [[2.0, 4.0], [-inf, 2.0]]
+    """
+    logits = _check_logits("temperature", logits)
+    value = _per_row("temperature", "value", value, logits)
+    warm = (logits / jnp.where(value > 0, value, 1)).astype(logits.dtype)
+    return jnp.where(value > 0, warm, top_k(logits, 1))
 
 
 def top_k(logits: Float[Array, "*batch vocab"], k: int | Int[Array, "..."]) -> Float[Array, "*batch vocab"]:

@@ -1,5 +1,7 @@
 """Losses: against torch and by hand; nothing off the mask reaches value or gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +22,8 @@ MASK = np.array([[True, False, True], [False, True, False]])
 LOSSES = {
     "cross_entropy": (losses.cross_entropy, CLASSES),
     "smoothed": (lambda *args: losses.cross_entropy(*args, label_smoothing=0.1), CLASSES),
-    "binary_cross_entropy": (losses.binary_cross_entropy, BITS),
-    "squared_error": (losses.squared_error, REALS),
+    "binary_cross_entropy": (functools.partial(losses.binary_cross_entropy, rank=1), BITS),
+    "squared_error": (functools.partial(losses.squared_error, rank=1), REALS),
 }
 every_loss = pytest.mark.parametrize("loss, targets", LOSSES.values(), ids=LOSSES)
 
@@ -149,9 +151,9 @@ def test_byte_targets():
 def test_binary_targets_may_be_booleans_or_probabilities():
     logits = jnp.array([[0.5, -2.0]])
     by_hand = -np.log(1 / (1 + np.exp(-0.5))) - np.log(1 - 1 / (1 + np.exp(2.0)))
-    close(losses.binary_cross_entropy(logits, jnp.array([[True, False]])), np.array([by_hand]))
-    half = losses.binary_cross_entropy(logits, jnp.full((1, 2), 0.5))
-    ones, zeros = (losses.binary_cross_entropy(logits, jnp.full((1, 2), bit)) for bit in (1, 0))
+    close(losses.binary_cross_entropy(logits, jnp.array([[True, False]]), rank=1), np.array([by_hand]))
+    half = losses.binary_cross_entropy(logits, jnp.full((1, 2), 0.5), rank=1)
+    ones, zeros = (losses.binary_cross_entropy(logits, jnp.full((1, 2), bit), rank=1) for bit in (1, 0))
     close(half, (ones + zeros) / 2)
 
 
@@ -160,7 +162,9 @@ def test_rank_says_which_axes_belong_to_a_step(loss):
     logits, targets = jnp.asarray(LOGITS), jnp.asarray(BITS)
     scalars = loss(logits, targets, rank=0)
     assert scalars.shape == (2, 3, 5)
-    close(loss(logits, targets), scalars.sum(-1))
+    close(loss(logits, targets, rank=1), scalars.sum(-1))
+    close(loss(logits, targets, jnp.ones((2, 3), bool)), scalars.sum(-1))  # the mask tells
+    close(loss(logits, targets, jnp.ones((2, 3, 5), bool)), scalars)
     close(loss(logits, targets, jnp.array([True, False]), rank=2), [scalars[0].sum(), 0.0])
     close(loss(logits[..., 0], targets[..., 0], jnp.asarray(MASK), rank=0), np.where(MASK, scalars[..., 0], 0))
 
@@ -199,13 +203,19 @@ def test_mean_of_masked_losses_is_that_of_the_steps_alone():
             ValueError,
             r"mask of shape \(2, 5\).*\(2,\)",
         ),
-        (lambda: losses.binary_cross_entropy(jnp.ones((2, 3)), jnp.ones(2)), ValueError, r"\(2, 3\) and .*\(2,\)"),
-        (lambda: losses.squared_error(jnp.ones(()), jnp.ones(())), ValueError, "rank=1"),
+        (
+            lambda: losses.binary_cross_entropy(jnp.ones((2, 3)), jnp.ones(2), rank=1),
+            ValueError,
+            r"\(2, 3\) and .*\(2,\)",
+        ),
+        (lambda: losses.squared_error(jnp.ones(()), jnp.ones(()), rank=1), ValueError, "rank=1"),
+        (lambda: losses.squared_error(jnp.ones(4), jnp.ones(4)), ValueError, "say rank=0 for one number a step"),
+        (lambda: losses.cross_entropy(((), jnp.ones((2, 5))), jnp.ones(2, int)), TypeError, r"return \(state, y\)"),
         (lambda: losses.squared_error(jnp.ones(3, int), jnp.ones(3)), TypeError, "floating predictions, got int32"),
         (
-            lambda: losses.squared_error(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones((2, 3), bool)),
+            lambda: losses.squared_error(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3, bool)),
             ValueError,
-            r"mask of shape \(2, 3\).*\(2,\)",
+            r"mask of shape \(3,\).*\(2,\)",
         ),
         (lambda: losses.mean(jnp.ones(3), jnp.ones(2, bool)), ValueError, r"\(2,\).*\(3,\)"),
     ],

@@ -173,3 +173,13 @@ def test_without_a_key_the_best_token():
 def test_wrong_use(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_temperature():
+    logits = jnp.array([[1.0, 3.0, 3.0], [-jnp.inf, 0.0, 1.0]])
+    np.testing.assert_allclose(samplers.temperature(logits, 2.0), logits / 2)
+    coldest = samplers.temperature(logits, jnp.array([0.0, 1.0]))  # rows may differ; at 0 the first of the largest
+    np.testing.assert_allclose(coldest, [[-jnp.inf, 3.0, -jnp.inf], [-jnp.inf, 0.0, 1.0]])
+    tokens = samplers.categorical(jax.random.key(0), samplers.temperature(logits, 0.0))
+    assert tokens.tolist() == [1, 2]
+    assert samplers.temperature(logits.astype(jnp.bfloat16), 0.5).dtype == jnp.bfloat16

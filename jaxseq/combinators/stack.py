@@ -30,9 +30,8 @@ class Sequential(SequenceLayer):
         size = None
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, SequenceLayer):
-                raise TypeError(
-                    f"{name} needs layers; number {index} is {layer!r}. Map(function) makes one of a function."
-                )
+                cure = "call it with its sizes" if isinstance(layer, type) else "Map(function) makes one of a function"
+                raise TypeError(f"{name} needs layers; number {index} is {layer!r}: {cure}.")
             if size is not None and layer.input_rank == 0:
                 raise ValueError(f"{name}: {layer} (number {index}) reads tokens, but it is given {size} features.")
             needs = getattr(layer, "input_size", None)

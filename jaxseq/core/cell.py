@@ -26,20 +26,23 @@ class SequenceLayer(abc.ABC):
 
     Subclasses become frozen dataclasses of hyperparameters by themselves: they compare and hash by value, so equal
     layers compile once. Fields hold plain data, other layers, or module-level functions; arrays live in the params
-    and states that the caller holds.
+    and states that the caller holds. A function under `jit` closes over them or takes them as static arguments.
 
-    A layer that declares `input_size` and `output_size` (fields or properties) has its place in a chain checked.
+    What a subclass may declare: `input_rank`, the rank of one step's input, without batch and time (0 for tokens, 1,
+    the default, for vectors, 3 for images; for a tree of inputs the tree of their ranks, such as
+    `{"word": 0, "features": 1}`; None for no inputs); and `input_size` and `output_size`, fields or properties, by
+    which chains are checked.
     """
 
-    input_rank: ClassVar[Any] = (
-        1  # of one step's input: 0 tokens, 1 vectors, 3 images; a pytree of ranks; None: no input
-    )
+    input_rank: ClassVar[Any] = 1
     keeps_size: ClassVar[bool] = False  # one step's output has the shape of its input
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "unroll" in cls.__dict__ and cls.__module__ != __name__:
             raise TypeError(f"{cls.__name__} overrides unroll, which is final: override _unroll to be faster.")
+        if "__init__" in cls.__dict__:
+            raise TypeError(f"{cls.__name__} defines __init__: declare its fields (size: int) instead, as a dataclass.")
         dataclasses.dataclass(frozen=True, repr=False)(cls)
 
     def __post_init__(self) -> None:
@@ -147,15 +150,15 @@ class SequenceLayer(abc.ABC):
 class Cell(SequenceLayer):
     """A causal layer: it also advances one step at a time.
 
-    A new cell gives `init`, `initial_state` and `step` and inherits the rest. Values and gradients must be finite at
-    the initial state and x = 0, which is what a cell is given at padded steps.
+    A new cell gives `init`, `initial_state` and `step` and inherits the rest. At padded steps it is given x = 0, so
+    values and gradients must be finite there: x / |x| is not, x / (|x| + 1) is.
     """
 
     @abc.abstractmethod
     def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
         """One step, `(params, state, x) -> (state, y)` with x `[*batch, *features]`: the definition of the cell.
 
-        The state keeps its tree, shapes and dtypes.
+        The state keeps its tree, shapes and dtypes. Without a `key` there is no noise.
         """
 
     def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:

@@ -85,8 +85,37 @@ def check_state(layer: Any, state: Any, expected: Any) -> None:
 def check_flags(layer: Any, flags: Any, name: str, shape: tuple[int, ...]) -> None:
     """Raises unless `flags` (a mask or resets) is boolean and of the shape [*batch, time]."""
     if jnp.result_type(flags) != jnp.bool_:
-        raise TypeError(f"{layer} needs a boolean {name}, got {jnp.result_type(flags)}: cast it with .astype(bool).")
+        cure = "cast it with .astype(bool)" if jnp.shape(flags) == shape else "length_mask(lengths, time) makes one"
+        raise TypeError(
+            f"{layer} needs a boolean {name}, got {jnp.result_type(flags)}{list(jnp.shape(flags))}: {cure}."
+        )
     if jnp.shape(flags) != shape:
         raise ValueError(
             f"{layer} got a {name} of shape {jnp.shape(flags)}; these inputs need [*batch, time] = {shape}."
+        )
+
+
+def check_initial_state(layer: Any, state: Any, single: Any, batch_shape: tuple[int, ...]) -> None:
+    """Raises unless `initial_state` puts the batch axes before those of the state `single` of one sequence."""
+    for leaf, one in zip(jax.tree.leaves(state), jax.tree.leaves(single), strict=True):
+        if jnp.shape(leaf) != (*batch_shape, *one.shape):
+            raise ValueError(
+                f"{layer}.initial_state(params, {batch_shape}) gave an array of shape {jnp.shape(leaf)}; it needs "
+                f"{(*batch_shape, *one.shape)}: batch_shape before the axes of one sequence."
+            )
+
+
+def check_stepped(cell: Any, result: Any, state: Any) -> None:
+    """Raises unless `step` gave a pair of a state like the one before and an output."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"{cell}.step needs to return (state, y), it returned {shape_of(result)}.")
+
+    def kinds(tree):
+        return [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
+
+    weak = any(jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(state))  # takes the type that the step gives it
+    if jax.tree.structure(result[0]) != jax.tree.structure(state) or (kinds(result[0]) != kinds(state) and not weak):
+        raise TypeError(
+            f"{cell}.step needs to keep the tree, shapes and dtypes of the state: it was given {shape_of(state)} and "
+            f"returned {shape_of(result[0])}."
         )

@@ -1,5 +1,7 @@
 """What happens at padded steps and at the starts of segments: one meaning for every layer."""
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,14 +10,15 @@ from jaxtyping import Array, Bool, Int
 
 
 def length_mask(lengths: Int[Array, "*batch"], time: int) -> Bool[Array, "*batch time"]:
-    """The mask of right-padded sequences: True at the first `lengths` steps of each row.
+    """The mask of right-padded sequences: True at the first `lengths` steps of each row, at all if it has fewer.
 
     >>> length_mask(jnp.array([2, 0]), 3).tolist()
     [[True, True, False], [False, False, False]]
     """
-    if not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
-        raise TypeError(f"length_mask needs integer lengths, got {jnp.result_type(lengths)}.")
-    return jnp.arange(time) < jnp.asarray(lengths)[..., None]
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"length_mask needs integer lengths, got {lengths.dtype}.")
+    return jnp.arange(operator.index(time)) < lengths[..., None]
 
 
 def select(flags: Bool[Array, "*batch"], chosen: Any, otherwise: Any) -> Any:
@@ -33,13 +36,14 @@ def zero_unless(flags: Bool[Array, "*batch"], values: Any) -> Any:
     return select(flags, values, jax.tree.map(jnp.zeros_like, values))
 
 
-def hold(step):
-    """A step `(state, x) -> (state, y)` as `(state, x, keep)`: not `keep` holds the state and outputs zero.
+def hold(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step `(state, x) -> (state, y)` as `(state, (x, keep))`: not `keep` holds the state and outputs zero.
 
     The caller gives x = 0 there: a `where` on the results alone would let the gradient of NaN through.
     """
 
-    def held(state, x, keep):
+    def held(state, inputs):
+        x, keep = inputs
         new_state, y = step(state, x)
         return select(keep, new_state, state), zero_unless(keep, y)
 

@@ -30,6 +30,8 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
     if dtype is not None:
         for leaf in jax.tree.leaves(xs):
             errors.check_dtype(layer, leaf, dtype)
+    if layer.input_rank == 1 and xs is not None and isinstance(size := getattr(layer, "input_size", None), int):
+        errors.check_features(layer, xs, size)
     leading = _leading_axes(layer, params, xs, state, mask, reset, length)
     *batch_shape, length = leading
     for flags, name in ((mask, "mask"), (reset, "reset")):
@@ -43,6 +45,8 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
         keys = jax.random.split(step_key, length)
     if state is None:
         state = layer.initial_state(params, tuple(batch_shape))
+        single = jax.eval_shape(lambda params: layer.initial_state(params, ()), params)
+        errors.check_initial_state(layer, state, single, tuple(batch_shape))
     else:
         expected = jax.eval_shape(lambda params: layer.initial_state(params, tuple(batch_shape)), params)
         errors.check_state(layer, state, expected)
@@ -61,13 +65,16 @@ def unroll_steps(scan: Callable[..., Any], cell: Any, params: Any, xs: Any, stat
     """The default `_unroll`: `cell.step` under `scan`, with the mask, resets and keys of `run`."""
     start = None if run.reset is None else cell.initial_state(params, run.batch_shape)
 
+    def step(state, inputs):
+        result = cell.step(params, state, *inputs)
+        errors.check_stepped(cell, result, state)
+        return result
+
     def body(state, inputs):
         x, keep, reset, key = inputs
         if reset is not None:
             state = masks.select(reset, start, state)
-        if keep is None:
-            return cell.step(params, state, x, key)
-        return masks.hold(lambda state, x: cell.step(params, state, x, key))(state, x, keep)
+        return step(state, (x, key)) if keep is None else masks.hold(step)(state, ((x, key), keep))
 
     return scan_from_fresh(scan, body, state, (xs, run.keep, run.reset, run.keys), run.length, run.reverse)
 
@@ -92,7 +99,10 @@ def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, .
     if xs is None and layer.input_rank is not None:
         raise ValueError(f"{needs}, but got None; a layer without inputs declares input_rank = None.")
     if jax.tree.structure(xs) != jax.tree.structure(layer.input_rank):
-        raise ValueError(f"{needs}, but got {errors.shape_of(xs)}: another tree.")
+        raise ValueError(
+            f"{needs}, but got {errors.shape_of(xs)}: another tree. A list is one too (jnp.asarray makes it an array), "
+            "and a cell that reads trees declares input_rank as the tree of their ranks."
+        )
     if length is not None and length < 0:
         raise ValueError(f"{layer} got length={length}; it needs 0 or more steps.")
     ranks = jax.tree.leaves(layer.input_rank)

@@ -260,6 +260,69 @@ def test_lengths_that_are_no_number_of_steps():
         Repeat().unroll((), None, length=2.0)
 
 
+class Forgetful(js.Cell):
+    """A user's cell with a mistake: what `initial_state` and `step` return are fields."""
+
+    start: Any
+    returns: Any
+
+    def init(self, key):
+        return ()
+
+    def initial_state(self, params, batch_shape=()):
+        return self.start(batch_shape)
+
+    def step(self, params, state, x, key=None):
+        return self.returns(state, x)
+
+
+def no_batch(batch_shape):
+    return jnp.zeros(3)
+
+
+def with_batch(batch_shape):
+    return jnp.zeros((*batch_shape, 3))
+
+
+def one_value(state, x):
+    return x
+
+
+def other_dtype(state, x):
+    return state.astype(jnp.bfloat16), x
+
+
+def other_tree(state, x):
+    return (state,), x
+
+
+MISTAKES = {
+    "batch": (
+        no_batch,
+        one_value,
+        ValueError,
+        "initial_state(params, (2,)) gave an array of shape (3,); it needs",
+    ),
+    "pair": (with_batch, one_value, TypeError, "step needs to return (state, y), it returned float32[2,3]"),
+    "dtype": (with_batch, other_dtype, TypeError, "it was given float32[2,3] and returned bfloat16[2,3]"),
+    "tree": (with_batch, other_tree, TypeError, "step needs to keep the tree, shapes and dtypes of the state"),
+}
+
+
+@pytest.mark.parametrize("start, returns, error, message", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_in_a_cell_of_ones_own(start, returns, error, message):
+    with says(error, message):
+        Forgetful(start, returns).unroll((), floats(2, 7, 3))
+
+
+def test_a_cell_declares_fields_and_has_no_init():
+    with says(TypeError, "Own defines __init__: declare its fields (size: int) instead, as a dataclass"):
+
+        class Own(js.Cell):
+            def __init__(self, size):
+                self.size = size
+
+
 def test_states_of_a_step_of_another_stack():
     with says(TypeError, "Stack of 1 layers needs as many states in a tuple, got 0"):
         js.Stack((ELMAN,)).step((zeros(ELMAN),), (), floats(3))
@@ -314,7 +377,7 @@ BUILT = {
     "no layers": (lambda: js.Stack(()), TypeError, "Stack needs a tuple of at least one layer, got ()"),
     "one layer": (lambda: js.Stack(ELMAN), TypeError, "Stack needs a tuple of at least one layer, got Elman"),
     "a function": (lambda: js.Stack((ELMAN, identity)), TypeError, "Map(function) makes one of a function"),
-    "a class": (lambda: js.Stack((ELMAN, js.Dense)), TypeError, "Stack needs layers; number 1 is <class"),
+    "a class": (lambda: js.Stack((ELMAN, js.Dense)), TypeError, "Dense'>: call it with its sizes"),
     "a layer": (lambda: js.Stack((SEQUENTIAL,)), TypeError, "(number 0) reads whole sequences: use Sequential"),
     "chain": (
         lambda: js.Stack((ELMAN, js.Dropout(0.1), js.Dense(3, 5))),
