@@ -116,8 +116,6 @@ def test_sampling_continues_the_prompt(finished: pathlib.Path, capsys: pytest.Ca
         written.append(capsys.readouterr().out)
     assert all(len(text) == 38 and text.startswith("The cat") and text.endswith("\n") for text in written)
     assert set(written[0]) <= set(TEXT) and written[0] == written[1] != written[2]
-    assert cli.main(["sample", str(finished), "--characters", "3"]) == 0
-    assert capsys.readouterr().out.startswith(json.loads((finished / "config.json").read_text())["opening"])
 
 
 def documented(config: type) -> dict[str, str]:
@@ -230,6 +228,14 @@ def test_going_on_with_another_text_is_one_line(finished: pathlib.Path, tmp_path
     assert cli.main(["train", "characters", "--resume", str(run)]) == 2
     assert_one_line(capsys, "is no longer the text that", "began with")
     assert snapshot(run) == before
+
+
+def test_sampling_without_a_prompt_says_what_it_goes_on_from(finished: pathlib.Path, capsys):
+    capsys.readouterr()
+    assert cli.main(["sample", str(finished), "--characters", "30"]) == 0
+    said, opening = capsys.readouterr(), json.loads((finished / "config.json").read_text())["opening"]
+    assert said.err == f"the text goes on from the validation part, after {opening!r}\n"
+    assert len(said.out) == 31 and not said.out.startswith(opening)
 
 
 def test_a_prompt_of_unknown_characters_is_one_line(finished: pathlib.Path, capsys):

@@ -275,12 +275,15 @@ def sample(path: pathlib.Path, sampling: writing.Sampling) -> str:
     unknown = vocabulary.missing(sampling.prompt)
     if unknown:
         raise UserError(f"the prompt has characters that the run's training text does not have: {unknown!r}")
-    sampling = dataclasses.replace(sampling, prompt=sampling.prompt or run.about["opening"])
     checkpoint = checkpoints.newest(run.checkpoints, lambda message: print(message, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{path} has no checkpoint yet: continue it with --resume {path}")
     cell = model(config, vocabulary.size)
     start = functools.partial(language.initial_state, cell, optimizer(config, 1), batch=config.batch)
     like = jax.eval_shape(start, jax.random.key(0))
-    params = jax.tree.map(jnp.asarray, checkpoints.restore(checkpoint, like).params)
-    return sampling.prompt + writing.write(cell, params, vocabulary, sampling, jax.random.key(sampling.seed))
+    params, key = jax.tree.map(jnp.asarray, checkpoints.restore(checkpoint, like).params), jax.random.key(sampling.seed)
+    if not sampling.prompt:
+        opening = run.about["opening"]
+        print(f"the text goes on from the validation part, after {opening!r}", file=sys.stderr)
+        return writing.write(cell, params, vocabulary, dataclasses.replace(sampling, prompt=opening), key)
+    return sampling.prompt + writing.write(cell, params, vocabulary, sampling, key)

@@ -44,12 +44,8 @@ def check(sampling: Sampling) -> None:
 
 def write(cell: Cell, params: Params, vocabulary: Vocabulary, sampling: Sampling, key: Key[Array, ""]) -> str:
     """The text with which a model goes on after the prompt."""
-    greedy = sampling.temperature == 0
     draw = jax.tree_util.Partial(
-        _draw,
-        temperature=1.0 if greedy else sampling.temperature,
-        k=1 if greedy else sampling.top_k or vocabulary.size,
-        p=sampling.top_p,
+        _draw, temperature=sampling.temperature, k=sampling.top_k or vocabulary.size, p=sampling.top_p
     )
     prompt = jnp.asarray(vocabulary.encode(sampling.prompt))
     out = generate(cell, params, prompt, key=key, max_new_tokens=sampling.characters, sample=draw)
@@ -60,4 +56,4 @@ def _draw(
     key: Key[Array, ""], logits: Float[Array, "*batch vocab"], *, temperature: Any, k: Any, p: Any
 ) -> Int[Array, "*batch"]:
     logits = logits.at[..., 0].set(-jnp.inf)  # the unknown character cannot be written
-    return samplers.categorical(key, samplers.top_p(samplers.top_k(logits / temperature, k), p))
+    return samplers.categorical(key, samplers.top_p(samplers.top_k(samplers.temperature(logits, temperature), k), p))
