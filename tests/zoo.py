@@ -121,7 +121,7 @@ class Backward(js.SequenceLayer):
 
 ZOO: dict[str, Line] = {
     "elman": Line(js.Elman(2, 3)),
-    "elman_relu": Line(js.Elman(2, 3, activation="softplus")),
+    "elman_softplus": Line(js.Elman(2, 3, activation="softplus")),
     "lstm": Line(js.LSTM(2, 3)),
     "lstm_axis": Line(js.LSTM(2, 3, gate_layout="axis")),
     "lstm_activations": Line(js.LSTM(2, 3, activation="softsign", gate_activation="saturated_linear")),

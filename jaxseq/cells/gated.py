@@ -79,7 +79,7 @@ class Recurrent(Cell):
             kernel = kernel.reshape(kernel.shape[0], -1)
             bias = None if bias is None else bias.reshape(-1)
         z = jnp.tensordot(x, kernel, 1)
-        return z if bias is None else z + bias
+        return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
     def split_gates(self, z: Array, count: int | None = None) -> list[Array]:
         """The gates `[*batch, hidden]` of a product, in the order of the cell; `count` of them if not all."""

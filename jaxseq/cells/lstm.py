@@ -106,7 +106,7 @@ class PeepholeLSTM(LSTM):
 
     def update(self, params: Any, state: LSTMState, from_input: Array, from_recurrent: Array) -> LSTMState:
         sigma, tanh = activation(self.gate_activation), activation(self.activation)
-        p_i, p_f, p_o = params.peepholes
+        p_i, p_f, p_o = (jnp.broadcast_to(weights, state.cell.shape) for weights in params.peepholes)
         i, f, g, o = self.split_gates(from_input + from_recurrent)
         cell = sigma(f + p_f * state.cell) * state.cell + sigma(i + p_i * state.cell) * tanh(g)
         seen = cell if self.output_gate_sees == "new" else state.cell

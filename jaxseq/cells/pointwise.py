@@ -31,8 +31,16 @@ class Pointwise(Cell):
         return state, self.apply(params, x, key)
 
     def _unroll(self, params: Params, xs: Any, state: tuple[()], run: Run) -> Any:
+        if run.keys is not None and _differs_under_vmap(run.keys):
+            return super()._unroll(params, xs, state, run)
         ys = jax.vmap(lambda x, key: self.apply(params, x, key))(xs, run.keys)
         return state, ys if run.keep is None else masks.zero_unless(run.keep, ys)
+
+
+def _differs_under_vmap(keys: Array) -> bool:
+    """Whether `vmap` over these keys draws other numbers than one key after the other, as those of "rbg" do."""
+    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    return "rbg" in str(jax.random.key_impl(keys) if typed else jax.config.jax_default_prng_impl)
 
 
 class OneHot(Pointwise):
@@ -56,7 +64,7 @@ class OneHot(Pointwise):
         self, params: tuple[()], x: Int[Array, "*batch"], key: Array | None = None
     ) -> Float[Array, "*batch size"]:
         errors.check_tokens(self, x)
-        return jnp.where(jnp.expand_dims(x, -1) == jnp.arange(self.size), 1.0, 0.0)
+        return jnp.where(jax.nn.one_hot(x, self.size, dtype=bool), 1.0, 0.0)
 
 
 class EmbedParams(NamedTuple):
@@ -131,7 +139,8 @@ class Dense(Pointwise):
         errors.check_params(self, params)
         errors.check_features(self, x, self.input_size)
         errors.check_dtype(self, x, params.kernel.dtype)
-        return x @ params.kernel + params.bias
+        y = x @ params.kernel
+        return y + jnp.broadcast_to(params.bias, y.shape)
 
 
 class Map(Pointwise):

@@ -46,7 +46,8 @@ class Sequential(SequenceLayer):
 
     @property
     def input_size(self) -> Any:
-        return getattr(self.layers[0], "input_size", None)
+        sized = [layer for layer in self.layers if not layer.keeps_size]
+        return getattr(sized[0], "input_size", None) if sized else None
 
     @property
     def output_size(self) -> Any:

@@ -83,7 +83,7 @@ class Remat(Wrapper):
 
 
 class States(Wrapper):
-    """A cell that outputs `(state, y)` at each step, to look at or to plot.
+    """A cell that outputs `(state, y)` at each step, to look at or to plot. `Remat` goes around it, not into it.
 
     >>> import jaxseq as js
     >>> cell = js.States(js.LSTM(2, 3))
@@ -147,4 +147,4 @@ class Feedback(Wrapper):
 
     @property
     def _reads_pairs(self) -> bool:
-        return isinstance(self.cell.input_rank, tuple)
+        return isinstance(self.cell.input_rank, tuple) and len(self.cell.input_rank) == 2

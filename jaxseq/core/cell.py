@@ -44,6 +44,13 @@ class SequenceLayer(abc.ABC):
         if "__init__" in cls.__dict__:
             raise TypeError(f"{cls.__name__} defines __init__: declare its fields (size: int) instead, as a dataclass.")
         dataclasses.dataclass(frozen=True, repr=False)(cls)
+        del cls.__setattr__, cls.__delattr__  # ours serve; the decorator, used again by a user, wants to write its own
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise dataclasses.FrozenInstanceError(f"{type(self).__name__} is a value: make another one to change {name}.")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"{type(self).__name__} is a value: it keeps {name}.")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
@@ -182,7 +189,11 @@ class Cell(SequenceLayer):
 
 
 class Wrapper(Cell):
-    """A cell around another cell, which it forwards to; subclasses change one thing."""
+    """A cell around another cell, which it forwards to; subclasses change one thing.
+
+    One that changes `step` unrolls by it, so what is special in how the inner cell unrolls (`Remat`, `Plain`) goes
+    around such a wrapper rather than into it.
+    """
 
     cell: Cell
 
@@ -228,6 +239,11 @@ class Wrapper(Cell):
 
     def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
         return self.cell.step(params, state, x, key)
+
+    def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
+        if type(self).step is Wrapper.step:
+            return self.cell._unroll(params, xs, state, run)
+        return super()._unroll(params, xs, state, run)
 
 
 def _number(layer: Any, field: dataclasses.Field, value: Any) -> int | float:

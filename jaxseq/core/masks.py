@@ -18,7 +18,8 @@ def length_mask(lengths: Int[Array, "*batch"], time: int) -> Bool[Array, "*batch
     lengths = jnp.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"length_mask needs integer lengths, got {lengths.dtype}.")
-    return jnp.arange(operator.index(time)) < lengths[..., None]
+    steps = jax.lax.broadcasted_iota(lengths.dtype, (*lengths.shape, operator.index(time)), lengths.ndim)
+    return steps < lengths[..., None]
 
 
 def select(flags: Bool[Array, "*batch"], chosen: Any, otherwise: Any) -> Any:

@@ -1,5 +1,6 @@
 """Wrong use fails early, and says what was expected, what came and what to do."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -321,6 +322,22 @@ def test_a_cell_declares_fields_and_has_no_init():
         class Own(js.Cell):
             def __init__(self, size):
                 self.size = size
+
+
+def test_cells_are_values():
+    with says(dataclasses.FrozenInstanceError, "Elman is a value: make another one to change hidden_size"):
+        ELMAN.hidden_size = 5
+    with says(dataclasses.FrozenInstanceError, "Elman is a value: it keeps hidden_size"):
+        del ELMAN.hidden_size
+
+    @dataclasses.dataclass(frozen=True)  # needless, and harmless
+    class Own(js.Elman):
+        label: str = ""
+
+    assert Own(3, 4, label="a") == Own(3, 4, label="a") != Own(3, 4)
+    assert Own(3, 4).init(jax.random.key(0)).bias.shape == (1, 4)
+    with pytest.raises(TypeError, match="non-frozen"):
+        dataclasses.dataclass(type("Loose", (js.Elman,), {}))
 
 
 def test_states_of_a_step_of_another_stack():
