@@ -41,14 +41,14 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: pathlib.Path, step: int, tree: Any, extra: dict[str, Any] | None = None, *, keep: int = 3) -> None:
-    """Saves a tree of arrays as the checkpoint of a step, then removes all but the `keep` newest.
+    """Saves a tree of arrays as the checkpoint of a step, then removes all but the `keep` newest up to that step.
 
     Args:
         folder: holds the checkpoints of one run; made if it is not there.
         step: the name of the checkpoint; one of the same step is replaced.
         tree: arrays in containers that `restore` is given again.
         extra: values for JSON that belong to the arrays.
-        keep: how many checkpoints stay, at least 1.
+        keep: how many checkpoints stay, at least 1; those of later steps neither count nor go.
 
     Raises:
         UserError: if the disk is full. The earlier checkpoints are as they were, and nothing of the new one is left.
@@ -74,21 +74,42 @@ def save(folder: pathlib.Path, step: int, tree: Any, extra: dict[str, Any] | Non
         if not disk_is_full(error):
             raise
         raise UserError(f"no space left on the disk for the checkpoint of step {step} in {folder}") from error
-    for old in _steps(folder)[:-keep]:
+    for old in [other for other in _steps(folder) if other <= step][:-keep]:
         shutil.rmtree(folder / f"{old:08d}")
     for left in folder.glob(f"*{_PARTIAL}"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def newest(folder: pathlib.Path, report: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None; `report` is told of each newer one that is not, and why."""
+    """The newest checkpoint that is whole; None if there are no checkpoints.
+
+    `report` is told of each newer one that is not whole, and why.
+
+    Raises:
+        UserError: if there are checkpoints, and all of them are damaged.
+    """
+    damaged = []
     for step in reversed(_steps(folder)):
         path = folder / f"{step:08d}"
         damage = find_damage(path)
         if damage is None:
+            for message in damaged:
+                report(f"{message}: using the one before it")
             return Checkpoint(step, path, json.loads((path / _EXTRA).read_text(encoding="utf-8")))
-        report(f"the checkpoint of step {step} is damaged ({damage}): using the one before it")
+        damaged.append(f"the checkpoint of step {step} is damaged ({damage})")
+    if damaged:
+        raise UserError(
+            f"all checkpoints of {folder.parent} are damaged ({len(damaged)} in {folder}): "
+            "nothing was changed, start a new run"
+        )
     return None
+
+
+def remove_after(folder: pathlib.Path, step: int) -> None:
+    """Removes the checkpoints of all steps after `step`, damaged or not."""
+    for later in _steps(folder):
+        if later > step:
+            shutil.rmtree(folder / f"{later:08d}")
 
 
 def find_damage(path: pathlib.Path) -> str | None:
@@ -100,6 +121,10 @@ def find_damage(path: pathlib.Path) -> str | None:
         return f"cannot read {error.filename}: {error.strerror}"
     except ValueError:
         return f"{_MANIFEST} is not JSON"
+    if not isinstance(expected, dict):
+        return f"{_MANIFEST} is not an object of JSON"
+    if _EXTRA not in expected or not any(name.startswith(f"{_ARRAYS}/") for name in expected):
+        return f"{_MANIFEST} does not list {_EXTRA} and {_ARRAYS}/"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
@@ -149,7 +174,8 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+    names = (path.name for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+    return sorted(int(name) for name in names if name == f"{int(name):08d}")
 
 
 def _digests(folder: pathlib.Path) -> dict[str, list[Any]]:

@@ -45,10 +45,9 @@ class Run:
         _append(self.path / _SAMPLES, sample)
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`, without a last one that is not whole."""
+        """The lines of `metrics.jsonl`, without a last one that is not whole; UserError if another one is garbled."""
         path = self.path / _METRICS
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return _parse(path, path.read_bytes() if path.exists() else b"")
 
     def save(self, step: int, state: Any, extra: dict[str, Any], *, keep: int = 3) -> None:
         """Saves `state` as the checkpoint of a step; see `checkpoints.save`."""
@@ -56,19 +55,34 @@ class Run:
         checkpoints.save(self.checkpoints, step, state, {"logs": logs, **extra}, keep=keep)
 
     def resume(self, like: Any, report: Callable[[str], None] = print) -> tuple[int, Any, dict[str, Any]] | None:
-        """Goes back to the newest whole checkpoint: its step, its state and its `extra`; None if there is none.
+        """Goes back to the newest whole checkpoint: its step, its state and its `extra`; None if there is none yet.
 
-        What the logs say of later steps is cut off, as it will be written again.
+        Later checkpoints and what the logs say of later steps are removed, as they will be written again.
+
+        Raises:
+            UserError: if all checkpoints are damaged, or the newest whole one holds the state of another model, or
+                `metrics.jsonl` is not what it was up to there. Nothing is changed then.
         """
         checkpoint = checkpoints.newest(self.checkpoints, report)
-        logs = checkpoint.extra["logs"] if checkpoint else {}
+        if checkpoint is None:
+            self._cut({})
+            return None
+        state, logs = checkpoints.restore(checkpoint, like), checkpoint.extra["logs"]
+        path = self.path / _METRICS
+        if _length(path) < logs[_METRICS]:
+            raise UserError(f"{path} is gone or has lost lines: it cannot go on from step {checkpoint.step}")
+        if logs[_METRICS]:
+            with path.open("rb") as file:
+                _parse(path, file.read(logs[_METRICS]))
+        self._cut(logs)
+        checkpoints.remove_after(self.checkpoints, checkpoint.step)
+        return checkpoint.step, state, checkpoint.extra
+
+    def _cut(self, logs: dict[str, int]) -> None:
         for name in (_METRICS, _SAMPLES):
             path = self.path / name
             if path.exists():
                 os.truncate(path, min(logs.get(name, 0), _length(path)))
-        if checkpoint is None:
-            return None
-        return checkpoint.step, checkpoints.restore(checkpoint, like), checkpoint.extra
 
 
 def create(path: pathlib.Path, about: dict[str, Any]) -> Run:
@@ -108,6 +122,19 @@ def next_free(parent: pathlib.Path, name: str) -> pathlib.Path:
     """The first of `parent/name-1`, `parent/name-2` and so on that does not exist."""
     candidates = (parent / f"{name}-{number}" for number in itertools.count(1))
     return next(path for path in candidates if not path.exists())
+
+
+def _parse(path: pathlib.Path, content: bytes) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"line {number} of {path} is not a record in JSON: mend or remove it")
+        records.append(record)
+    return records
 
 
 def _append(path: pathlib.Path, content: str) -> None:

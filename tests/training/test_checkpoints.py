@@ -106,11 +106,49 @@ def test_half_written_ones_do_not_count_and_are_cleared_away(two: pathlib.Path, 
     assert sorted(os.listdir(folder)) == ["00000001", "00000002", "00000004"]
 
 
-def test_without_a_whole_checkpoint_there_is_none(tmp_path: pathlib.Path):
-    assert find(tmp_path / "nowhere") == (None, [])
-    (tmp_path / "00000007").mkdir()
-    step, messages = find(tmp_path)
-    assert step is None and len(messages) == 1
+def test_without_checkpoints_there_is_none(tmp_path: pathlib.Path):
+    assert find(tmp_path / "nowhere") == find(tmp_path) == (None, [])
+
+
+def test_damaged_ones_alone_are_an_error(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    for step in (7, 9):
+        (tmp_path / f"{step:08d}").mkdir()
+    with pytest.raises(UserError, match=r"^all checkpoints of .* are damaged \(2 in .*\): nothing was changed, start a"):
+        checkpoints.newest(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_saving_never_removes_what_it_has_just_written(tmp_path: pathlib.Path):
+    for step in (1, 3):
+        checkpoints.save(tmp_path, step, tree(), keep=2)
+    (tmp_path / "00000003" / "manifest.json").unlink()
+    checkpoints.save(tmp_path, 2, tree(2.0), keep=1)
+    assert sorted(os.listdir(tmp_path)) == ["00000002", "00000003"]
+    assert find(tmp_path)[0] == 2
+    checkpoints.remove_after(tmp_path, 2)
+    assert os.listdir(tmp_path) == ["00000002"]
+
+
+def test_folders_that_no_checkpoint_is_named_like_are_left_alone(two: pathlib.Path, tmp_path: pathlib.Path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two, folder)
+    (folder / "9").mkdir()
+    assert find(folder) == (2, [])
+    checkpoints.save(folder, 3, tree(), keep=1)
+    assert sorted(os.listdir(folder)) == ["00000003", "9"]
+
+
+@pytest.mark.parametrize("manifest", ["[]", "null", "1", '"extra.json"', "{}"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_manifest_of_another_kind_is_damage(two: pathlib.Path, tmp_path: pathlib.Path, manifest: str, empty: bool):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two, folder)
+    if empty:
+        shutil.rmtree(folder / "00000002")
+        (folder / "00000002").mkdir()
+    (folder / "00000002" / "manifest.json").write_text(manifest)
+    step, messages = find(folder)
+    assert step == 1 and "step 2 is damaged (manifest.json " in messages[0]
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])

@@ -100,6 +100,59 @@ def test_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert np.array_equal(state["weights"], whole[1]["weights"]) and lines(path) == lines(whole[0])
 
 
+def test_what_is_newer_than_where_a_run_goes_on_is_removed(tmp_path: pathlib.Path):
+    path = tmp_path / "run"
+    train(path)
+    (path / "checkpoints" / "00000010" / "manifest.json").write_text("{")
+    (path / "checkpoints" / "00000099").mkdir()
+
+    def crash(step: int, state: Any) -> None:
+        assert os.listdir(path / "checkpoints") == ["00000009"]
+        raise Crash
+
+    with pytest.raises(Crash):
+        train(path, crash)
+
+
+def contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path: pathlib.Path):
+    path = tmp_path / "run"
+    train(path)
+    for name in os.listdir(path / "checkpoints"):
+        (path / "checkpoints" / name / "manifest.json").write_text("{")
+    before = contents(path)
+    with pytest.raises(UserError, match=r"all checkpoints of .*run are damaged .*: nothing was changed, start a new run"):
+        train(path)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: None, r"metrics\.jsonl is gone or has lost lines: it cannot go on from step 10"),
+        (lambda content: content[:-1], r"metrics\.jsonl is gone or has lost lines: it cannot go on from step 10"),
+        (lambda content: content.replace(b'"', b"'", 1), r"line 1 of .*metrics\.jsonl is not a record in JSON"),
+        (lambda content: b"\xff" + content[1:], r"line 1 of .*metrics\.jsonl is not a record in JSON"),
+        (lambda content: b"1\n" + content, r"line 1 of .*metrics\.jsonl is not a record in JSON"),
+    ],
+)
+def test_a_log_that_is_not_what_it_was_is_left_as_it_is(tmp_path: pathlib.Path, damage: Any, message: str):
+    path = tmp_path / "run"
+    train(path)
+    log = path / "metrics.jsonl"
+    content = damage(log.read_bytes())
+    log.unlink()
+    if content is not None:
+        log.write_bytes(content)
+    before = contents(path)
+    with pytest.raises(UserError, match=message):
+        train(path)
+    assert contents(path) == before
+
+
 def test_a_finished_run_stays_as_it_is(whole: tuple[pathlib.Path, Any]):
     before = lines(whole[0])
     assert np.array_equal(train(whole[0])["weights"], whole[1]["weights"])
