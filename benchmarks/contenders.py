@@ -1,7 +1,7 @@
 """The systems compared: the same recurrent layer, from the same numbers, each in the layout that it likes best."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxseq as js
+from benchmarks import timing
 
 CELLS = {"lstm": js.LSTM, "gru": js.GRU}
 MODES = ("forward", "train")
@@ -163,6 +164,7 @@ def torch(problem: Problem) -> Contender:
     if on_gpu and not torch.cuda.is_available():
         raise Unavailable("this torch has no CUDA")
     device = "cuda" if on_gpu else "cpu"
+    torch.set_num_threads(timing.cores())  # as XLA does
 
     def tensor(array: np.ndarray, gradient: bool = True):
         return torch.tensor(
@@ -233,7 +235,7 @@ def _flat(kernel: np.ndarray) -> np.ndarray:
 PEERS = {"torch": torch, "flax": flax, "plain": plain}
 
 
-def contenders(problem: Problem, peers: tuple[str, ...]) -> tuple[dict[str, Contender], dict[str, str]]:
+def contenders(problem: Problem, peers: Sequence[str]) -> tuple[dict[str, Contender], dict[str, str]]:
     """jaxseq and those of `peers` that can run here, by name, and why the others cannot."""
     ready, missing = {"jaxseq": jaxseq(problem)}, {}
     for name in peers:

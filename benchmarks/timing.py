@@ -74,12 +74,14 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
-def limit_threads(count: int | None) -> int:
-    """Keep this process on `count` cores if given; tell how many it may use. Call it before JAX starts."""
-    cores = sorted(os.sched_getaffinity(0))
-    if count is not None:
-        os.sched_setaffinity(0, cores[:count])
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def limit_cores(count: int) -> None:
+    """Keep this process on `count` of its cores; JAX must not have started yet."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def keep_memory() -> None:
@@ -100,7 +102,7 @@ def device_name() -> str:
     return jax.devices()[0].device_kind.lower().replace(" ", "-")
 
 
-def circumstances(packages: Sequence[str], threads: int) -> dict[str, Any]:
+def circumstances(packages: Sequence[str]) -> dict[str, Any]:
     """What a reader needs to judge figures: the command, the date, the machine and the versions."""
     versions = {}
     for package in packages:
@@ -114,7 +116,7 @@ def circumstances(packages: Sequence[str], threads: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
-        "cores": threads,
+        "cores": cores(),
         "python": platform.python_version(),
         "versions": versions,
     }

@@ -4,7 +4,10 @@ python -m benchmarks.unroll
 """
 
 import argparse
+import concurrent.futures
+import itertools
 import json
+import multiprocessing
 import pathlib
 import statistics
 import sys
@@ -14,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import timing
-from benchmarks.contenders import CELLS, MODES, PEERS, Contender, Shape, check_agreement, contenders, make_problem
+from benchmarks.contenders import CELLS, MODES, PEERS, Shape, check_agreement, contenders, make_problem
 
 SHAPES = (
     Shape(35, 20, 200, 200),
@@ -26,15 +29,6 @@ SHAPES = (
     Shape(1000, 1, 8, 8),
 )
 TITLES = {"torch": "torch", "flax": "flax nnx", "plain": "lax.scan"}
-
-
-class Case(NamedTuple):
-    """One cell at one shape in one mode, and who runs it."""
-
-    cell: str
-    shape: Shape
-    mode: str
-    ready: dict[str, Contender]
 
 
 class Goal(NamedTuple):
@@ -51,18 +45,15 @@ GOALS = (Goal("flax", 1.3), Goal("torch", 0.75), Goal("plain", 0.95, everywhere=
 def main(arguments: Sequence[str] | None = None) -> pathlib.Path:
     """Run the benchmark as the command line says; return the path of the table."""
     options = parser().parse_args(arguments)
-    threads = timing.limit_threads(options.threads)
-    timing.keep_memory()
-    if "torch" in options.peers:
-        limit_torch(threads)
-    shapes = [SHAPES[index] for index in options.shapes] if options.sizes is None else options.sizes
-    cases, missing = prepare(options, shapes)
-    results = measure(cases, options)
+    if options.cores:
+        timing.limit_cores(options.cores)
+    runs = measure(options)
+    results = [summarize(case, [run["seconds"][number] for run in runs]) for number, case in enumerate(cases(options))]
     report = {
-        **timing.circumstances(["jax", "jaxlib", "torch", "flax", "numpy"], threads),
+        **timing.circumstances(["jax", "jaxlib", "torch", "flax", "numpy"]),
         "dtype": options.dtype,
         "settings": {"rounds": options.rounds, "seconds": options.seconds, "runs": options.runs},
-        "missing": missing,
+        "missing": runs[0]["missing"],
         "results": results,
         "geometric_means": geometric_means(results),
         "goals": [judge(goal, results) for goal in GOALS if any(goal.peer in result["speed"] for result in results)],
@@ -89,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--rounds", type=int, default=9, help="turns of each contender in a run")
     add("--seconds", type=float, default=0.1, help="least time of a turn")
-    add("--runs", type=int, default=3, help="passes over all cases; a speed is the median of them")
-    add("--threads", type=int, help="cores to use, by default all that this process may")
+    add("--runs", type=int, default=3, help="passes over all cases, of which a speed is the median")
+    add("--cores", type=int, help="cores to use, by default all that this process may")
     add("--output", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results", help="folder for the results")
     return result
 
@@ -100,39 +91,42 @@ def sizes(text: str) -> Shape:
     return Shape(*map(int, text.split(",")))
 
 
-def limit_torch(threads: int) -> None:
-    """Give torch as many threads as XLA takes."""
-    try:
-        import torch
-    except ImportError:
-        return
-    torch.set_num_threads(threads)
+class Case(NamedTuple):
+    """One cell at one shape in one mode."""
+
+    cell: str
+    shape: Shape
+    mode: str
 
 
-def prepare(options: argparse.Namespace, shapes: Sequence[Shape]) -> tuple[list[Case], dict[str, str]]:
-    """All cases, compiled, and checked to compute the same numbers; and why some peers take no part."""
-    cases, missing = [], {}
+def cases(options: argparse.Namespace) -> list[Case]:
+    """What to time, modes of one problem side by side."""
+    shapes = options.sizes or [SHAPES[index] for index in options.shapes]
+    return [Case(*case) for case in itertools.product(options.cells, shapes, options.modes)]
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All runs, each in a process of its own if there are several: memory lies differently in each."""
+    if options.runs == 1:
+        return [run(options)]
+    fresh = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as processes:
+        return list(processes.map(run, [options] * options.runs))
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Check that all contenders compute the same, and time them: the seconds of each, a figure a round, by case."""
+    timing.keep_memory()
     exact = options.dtype == "float32" and jax.default_backend() == "cpu"  # GPUs multiply float32 as TF32
-    for name in options.cells:
-        for shape in shapes:
-            problem = make_problem(name, shape, options.dtype)
-            ready, missing = contenders(problem, tuple(options.peers))
-            for mode in options.modes:
-                check_agreement(ready, mode, tolerance=1e-3 if exact else 5e-2)
-                cases.append(Case(name, shape, mode, ready))
-            print(f"checked {name} {tuple(shape)}", file=sys.stderr)
-    return cases, missing
-
-
-def measure(cases: Sequence[Case], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time every case in every run."""
-    runs = [[] for _ in cases]
-    for number in range(options.runs):
-        for case, found in zip(cases, runs, strict=True):
-            calls = {name: contender.run[case.mode] for name, contender in case.ready.items()}
-            found.append(timing.interleave(calls, options.rounds, options.seconds))
-            print(f"run {number + 1}: {case.cell} {tuple(case.shape)} {case.mode}", file=sys.stderr)
-    return [summarize(case, found) for case, found in zip(cases, runs, strict=True)]
+    seconds, missing = [], {}
+    for (cell, shape), modes in itertools.groupby(cases(options), key=lambda case: case[:2]):
+        ready, missing = contenders(make_problem(cell, shape, options.dtype), options.peers)
+        for _, _, mode in modes:
+            check_agreement(ready, mode, tolerance=1e-3 if exact else 5e-2)
+            calls = {name: contender.run[mode] for name, contender in ready.items()}
+            seconds.append(timing.interleave(calls, options.rounds, options.seconds))
+            print(f"timed {cell} {tuple(shape)} {mode}", file=sys.stderr)
+    return {"seconds": seconds, "missing": missing}
 
 
 def summarize(case: Case, runs: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
@@ -146,7 +140,7 @@ def summarize(case: Case, runs: Sequence[dict[str, list[float]]]) -> dict[str, A
         "mode": case.mode,
         "shape": case.shape._asdict(),
         "milliseconds": {
-            name: statistics.median(1e3 * value for run in runs for value in run[name]) for name in runs[0]
+            name: statistics.median(1e3 * statistics.median(run[name]) for run in runs) for name in runs[0]
         },
         "speed": {name: statistics.median(run[name].median for run in speeds) for name in speeds[0]},
         "runs": [
