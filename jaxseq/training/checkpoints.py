@@ -141,18 +141,18 @@ def restore(checkpoint: Checkpoint, like: Any) -> Any:
         like: a tree of the same structure, shapes and dtypes, abstract (`jax.eval_shape`) or not.
 
     Raises:
-        ValueError: if the checkpoint holds a tree of another structure or other shapes.
+        UserError: (a ValueError) if the checkpoint holds a tree of another structure, or other shapes or dtypes.
     """
     ocp = require("orbax.checkpoint")
     options = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
+    arrays = checkpoint.path.absolute() / _ARRAYS
     with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
-        arguments = ocp.args.PyTreeRestore(item=like, restore_args=options)
-        tree = checkpointer.restore(checkpoint.path.absolute() / _ARRAYS, args=arguments)
-    shapes = [(got.shape, want.shape) for got, want in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)]
-    for got, want in shapes:
-        if got != want:
-            raise ValueError(f"{checkpoint.path} holds an array of shape {got} where {want} is needed.")
-    return tree
+        held, needed = _leaves(checkpointer.metadata(arrays).item_metadata.tree), _leaves(like)
+        for name in sorted(held.keys() | needed.keys()):
+            if held.get(name) != needed.get(name):
+                got, want = held.get(name, "nothing"), needed.get(name, "nothing")
+                raise UserError(f"{checkpoint.path} is of another model: it holds {got} where {name} needs {want}")
+        return checkpointer.restore(arrays, args=ocp.args.PyTreeRestore(item=like, restore_args=options))
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
@@ -171,6 +171,16 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
         if not disk_is_full(error):
             raise
         raise UserError(f"no space left on the disk for {path}") from error
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """The dtype and shape of each array, by its path; orbax names the fields of a tuple as those of a dict."""
+
+    def name(key: Any) -> str:
+        return str(next(getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)))
+
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {".".join(map(name, path)): f"{np.dtype(leaf.dtype).name} of shape {leaf.shape}" for path, leaf in leaves}
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

@@ -4,6 +4,7 @@ The state of training is one tree of arrays; what a step draws at random comes f
 goes on from a checkpoint is the same run, bit for bit.
 """
 
+import dataclasses
 import functools
 import math
 import signal
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,26 @@ from jaxseq.training.errors import UserError
 from jaxseq.training.progress import Progress
 from jaxseq.training.runs import Run
 
-TrainStep = Callable[[Any, jax.Array, Any], tuple[Any, dict[str, jax.Array]]]
+StepFunction = Callable[[Any, jax.Array, Any], tuple[Any, dict[str, jax.Array]]]
 
 
-class Plan(NamedTuple):
-    """How many steps to train for, and after how many to log, to save, and how many checkpoints to keep."""
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How many steps to train for, and after how many to log, to save, and how many checkpoints to keep.
+
+    Raises:
+        ValueError: if `steps` is less than 0, or another number less than 1.
+    """
 
     steps: int
     log_every: int
     save_every: int
     keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("log_every", 1), ("save_every", 1), ("keep", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} of a plan must be at least {least}, got {getattr(self, name)}")
 
     def stops(self, start: int) -> Iterator[int]:
         """The steps after `start` at which something is due, the last step included.
@@ -53,7 +64,7 @@ class Stopped(Exception):
 
 
 def fit(
-    train_step: TrainStep,
+    train_step: StepFunction,
     state: Any,
     data: Any,
     *,
@@ -119,7 +130,7 @@ def fit(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _advance(train_step: TrainStep, state: Any, start: Any, count: Any, data: Any) -> tuple[Any, dict[str, jax.Array]]:
+def _advance(train_step: StepFunction, state: Any, start: Any, count: Any, data: Any) -> tuple[Any, dict[str, jax.Array]]:
     """`count` steps from step `start` on in one program, and the means of their metrics."""
 
     def body(index: Any, carry: Any) -> Any:

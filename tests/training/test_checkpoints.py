@@ -57,12 +57,22 @@ def test_only_the_newest_are_kept(tmp_path: pathlib.Path):
     assert_same(checkpoints.restore(found, tree()), tree(5.0))
 
 
-def test_a_tree_of_another_shape_is_refused(tmp_path: pathlib.Path):
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"a": jnp.ones((3, 2))}, r"it holds float32 of shape \(2, 3\) where a needs float32 of shape \(3, 2\)"),
+        ({"a": jnp.ones((2, 3), jnp.bfloat16)}, r"it holds float32 of .* where a needs bfloat16 of shape \(2, 3\)"),
+        ({"a": jnp.ones((2, 3)), "b": {"c": jnp.ones(1)}}, r"it holds nothing where b.c needs float32 of shape \(1,\)"),
+        ({}, r"it holds float32 of shape \(2, 3\) where a needs nothing"),
+        ((jnp.ones((2, 3)),), r"it holds nothing where 0 needs float32 of shape \(2, 3\)"),
+    ],
+)
+def test_a_tree_of_another_kind_is_refused(tmp_path: pathlib.Path, like: object, message: str):
     checkpoints.save(tmp_path, 1, {"a": jnp.ones((2, 3))})
     found = checkpoints.newest(tmp_path)
     assert found is not None
-    with pytest.raises(ValueError, match=r"shape \(2, 3\) where \(3, 2\) is needed"):
-        checkpoints.restore(found, {"a": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match=f"^{tmp_path}/00000001 is of another model: {message}$"):
+        checkpoints.restore(found, like)
 
 
 @pytest.fixture(scope="module")

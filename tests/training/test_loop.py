@@ -16,6 +16,14 @@ from jaxseq.training.errors import UserError
 PLAN = loop.Plan(steps=10, log_every=2, save_every=3, keep=2)
 
 
+@pytest.mark.parametrize(("name", "least"), [("steps", 0), ("log_every", 1), ("save_every", 1), ("keep", 1)])
+def test_a_plan_that_makes_no_sense_is_refused(name: str, least: int):
+    numbers = {"steps": 1, "log_every": 1, "save_every": 1}
+    loop.Plan(**{**numbers, name: least})
+    with pytest.raises(ValueError, match=f"{name} of a plan must be at least {least}, got {least - 1}"):
+        loop.Plan(**{**numbers, name: least - 1})
+
+
 def noisy_step(state: Any, step: Any, data: Any) -> Any:
     """A step with a state of its own, data, and noise from the number of the step."""
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), step), (3,))
