@@ -198,7 +198,7 @@ def _run_jvp(loop: _Loop, primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def _is_perturbed(dot: Any) -> bool:
-    return not isinstance(dot, SymbolicZero) and dot.dtype != jax.dtypes.float0
+    return not isinstance(dot, SymbolicZero) and jnp.result_type(dot) != jax.dtypes.float0
 
 
 def _tangible(loop: _Loop, inputs: tuple, saved: list[core.Var]) -> Callable:
@@ -212,7 +212,7 @@ def _tangible(loop: _Loop, inputs: tuple, saved: list[core.Var]) -> Callable:
     transposed = _transposed(plan, constants)
 
     def run(live, slots):
-        @functools.partial(jax.checkpoint, policy=_worth_saving(plan.room), prevent_cse=False)
+        @_saving(plan)
         def step(carry, inputs):
             x, live_x, entering = inputs
             outside = {**constants, **x}
@@ -267,6 +267,13 @@ def _transposed(plan: Plan, constants: Mapping) -> dict:
             kernel = constants[equation.invars[positions[0]]]
             found[id(equation)] = equations.transposed_kernel(equation, positions[0], kernel)
     return {key: kernel for key, kernel in found.items() if kernel is not None}
+
+
+def _saving(plan: Plan) -> Callable:
+    """`jax.checkpoint` with the policy; nothing for complex steps, whose saved values it cannot mark."""
+    if any(jnp.issubdtype(var.aval.dtype, jnp.complexfloating) for e in plan.loop for var in e.outvars):
+        return lambda step: step
+    return functools.partial(jax.checkpoint, policy=_worth_saving(plan.room), prevent_cse=False)
 
 
 def _worth_saving(room: int) -> Callable[..., bool]:

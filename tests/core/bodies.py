@@ -348,7 +348,7 @@ def network_of_the_input(p):
 )
 def complex_carry(p):
     def step(h, x):
-        h = 0.3 * h @ (p["real"] + 1j * p["imaginary"]) * jnp.exp(1j * p["phase"]) + x @ p["x"]
+        h = 0.3 * h @ (p["real"] + 1j * p["imaginary"]) * jnp.exp(1j * (p["phase"] + h.real)) + x @ p["x"]
         return h, h.real
 
     return step

@@ -280,3 +280,11 @@ def test_rbg_keys_give_the_bits_of_lax_scan():
     step = lambda h, key: (h, jax.random.normal(key, (INPUT,)) + h)  # noqa: E731
     got, expected = (engine(step, 0.0, keys)[1] for engine in (scan, lax.scan))
     np.testing.assert_array_equal(got, expected)
+
+
+def test_python_numbers_have_derivatives():
+    def last(w, h):
+        return scan(lambda h, x: (h * w + x, h), h, jnp.arange(3.0))[0]
+
+    value, tangent = jax.jvp(last, (1.0, 2.0), (1.0, 1.0))
+    assert (float(value), float(tangent)) == (5.0, 1.0 + 3 * 2.0 + 1.0)  # h w^3 + w + 2
