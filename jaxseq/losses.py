@@ -8,6 +8,8 @@ NaN, infinities and class numbers out of range. Losses of half-precision arrays 
 a sum of many bfloat16 values would keep two digits.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -37,24 +39,16 @@ def cross_entropy(
     >>> print(cross_entropy(logits, jnp.array([1, 2])).round(3))
     [1.386 0.223]
     """
-    logits, targets = _floating("cross_entropy", "logits", logits), jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(
-            f"cross_entropy needs integer targets, one class a step, got {errors.shape_of(targets)}: "
-            "for targets of 0 and 1 use binary_cross_entropy, for real ones squared_error."
-        )
-    if logits.shape[:-1] != targets.shape or logits.ndim == 0:
-        raise ValueError(
-            "cross_entropy needs logits [*batch, time, classes] and targets [*batch, time], "
-            f"got logits of shape {logits.shape} and targets of shape {targets.shape}."
-        )
+    logits = _floating("cross_entropy", "logits", logits)
+    targets = check_classes("cross_entropy", logits, targets)
     classes = logits.shape[-1]
     targets = jnp.where(targets < 0, classes, targets.astype(int))  # a negative index would count from the end
     logits, targets = _on_mask("cross_entropy", mask, targets.shape, (logits, targets))
     hard = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     smoothing = jnp.asarray(label_smoothing, logits.dtype)
-    spread = jnp.where(smoothing > 0, logits, 0)  # without smoothing a logit of -inf must not become 0 * inf
-    uniform = jax.nn.logsumexp(logits, axis=-1) - spread.mean(axis=-1)
+    # without smoothing a logit of -inf must not become 0 * inf; the others keep the derivative by the smoothing
+    spread = jnp.where((smoothing == 0) & jnp.isneginf(logits), 0, logits)
+    uniform = jax.nn.logsumexp(logits, axis=-1) - (spread / classes).sum(axis=-1)  # a sum of large ones could overflow
     return _on_mask("cross_entropy", mask, targets.shape, (1 - smoothing) * hard + smoothing * uniform)
 
 
@@ -68,6 +62,7 @@ def binary_cross_entropy(
     """Cross-entropy in nats of each step's sigmoids with their targets, summed over the step's outputs.
 
     `-Σ_o y_o log σ(logits_o) + (1 - y_o) log(1 - σ(logits_o))`, the targets y being booleans or numbers in [0, 1].
+    An infinite logit is a certain output: no loss where the target is the same, an infinite one elsewhere.
     The outputs of one step have `rank` axes: 1 as cells give them, `[*batch, time, outputs]`, or 0 for one binary
     output, `[*batch, time]` (or `[*batch]`, of a whole sequence). A mask tells it; without one it has to be said.
 
@@ -81,7 +76,7 @@ def binary_cross_entropy(
     >>> binary_cross_entropy(jnp.zeros((2, 3)), chords, rank=0).shape
     (2, 3)
     """
-    return _elementwise("binary_cross_entropy", optax.sigmoid_binary_cross_entropy, logits, targets, mask, rank)
+    return _elementwise("binary_cross_entropy", _sigmoid_cross_entropy, logits, targets, mask, rank)
 
 
 def squared_error(
@@ -115,10 +110,33 @@ def mean(
     2.0
     """
     values = jnp.asarray(values)
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = values.astype(_at_least_float32(values.dtype))
     values = _on_mask("mean", mask, values.shape, values)
     count = values.size if mask is None else jnp.sum(mask)
     return values.sum() / jnp.maximum(count, 1).astype(values.dtype)
+
+
+def check_classes(name: str, logits: Array, targets: Any) -> Int[Array, "*batch_time"]:
+    """The targets as an array; raises unless they are integers, one for each row of logits."""
+    targets = jnp.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise TypeError(
+            f"{name} needs integer targets, one class a step, got {errors.shape_of(targets)}: "
+            "for targets of 0 and 1 use binary_cross_entropy, for real ones squared_error."
+        )
+    if logits.shape[:-1] != targets.shape or logits.ndim == 0:
+        raise ValueError(
+            f"{name} needs logits [*batch, time, classes] and targets [*batch, time], "
+            f"got logits of shape {logits.shape} and targets of shape {targets.shape}."
+        )
+    return targets
+
+
+def _sigmoid_cross_entropy(logits, targets):
+    def part(weight, logits):  # weight * log(1 + exp(logits)), where 0 * inf is 0
+        return weight * jax.nn.softplus(jnp.where((weight == 0) & jnp.isposinf(logits), 0, logits))
+
+    return part(targets, -logits) + part(1 - targets, logits)
 
 
 def _elementwise(name, loss, predictions, targets, mask, rank):
@@ -147,7 +165,12 @@ def _floating(name, what, values):
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"{name} needs floating {what}, got {errors.shape_of(values)}.")
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return values.astype(_at_least_float32(values.dtype))
+
+
+def _at_least_float32(dtype):
+    with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
+        return jnp.promote_types(dtype, jnp.float32)
 
 
 def _on_mask(name, mask, steps, values):

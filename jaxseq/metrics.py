@@ -9,8 +9,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxseq.core import errors
-from jaxseq.losses import mean
+from jaxseq.losses import check_classes, mean
 
 
 def perplexity(losses: Float[Array, "*batch_time"], mask: Bool[Array, "*batch_time"] | None = None) -> Float[Array, ""]:
@@ -50,12 +49,6 @@ def accuracy(
     >>> accuracy(logits, jnp.array([1, 1, 0]), jnp.array([True, True, False])).item()
     0.5
     """
-    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(f"accuracy needs integer targets, one class a step, got {errors.shape_of(targets)}.")
-    if logits.shape[:-1] != targets.shape or logits.ndim == 0:
-        raise ValueError(
-            "accuracy needs logits [*batch, time, classes] and targets [*batch, time], "
-            f"got logits of shape {logits.shape} and targets of shape {targets.shape}."
-        )
-    return mean(logits.argmax(axis=-1) == targets, mask)
+    logits = jnp.asarray(logits)
+    targets = check_classes("accuracy", logits, targets)
+    return mean(logits.argmax(axis=-1) == targets.astype(int), mask)

@@ -137,6 +137,53 @@ def test_traced_smoothing():
     close(unsmoothed(0.0), losses.cross_entropy(forbidden, jnp.array(0)))
 
 
+def test_derivative_by_the_smoothing():
+    logits, targets = jnp.asarray(LOGITS), jnp.asarray(CLASSES)
+    log_softmax = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+    by_hand = np.take_along_axis(log_softmax, CLASSES[..., None], -1)[..., 0] - log_softmax.mean(-1)
+    for amount in (0.0, 0.3):
+        close(jax.jacobian(lambda a: losses.cross_entropy(logits, targets, label_smoothing=a))(amount), by_hand, 1e-5)
+
+
+def test_large_logits_without_smoothing():
+    logits = jnp.full(5, 1e38).at[1].set(0.0)  # their sum is infinite in float32
+    close(losses.cross_entropy(logits, jnp.array(1)), 1e38)
+
+
+@pytest.mark.parametrize(
+    "logit, target, expected, slope",
+    [
+        (np.inf, 1, 0, 0),
+        (-np.inf, 0, 0, 0),
+        (np.inf, 0, np.inf, 1),
+        (-np.inf, 1, np.inf, -1),
+        (np.inf, 0.5, np.inf, 0.5),
+    ],
+)
+def test_certain_bits(logit, target, expected, slope):
+    loss = functools.partial(losses.binary_cross_entropy, rank=0)
+    value, gradient = jax.value_and_grad(loss)(jnp.float32(logit), jnp.float32(target))
+    assert value == expected and gradient == slope
+
+
+def test_binary_derivative_by_the_target():
+    for target in (0.0, 0.3, 1.0):
+        gradient = jax.grad(functools.partial(losses.binary_cross_entropy, rank=0), argnums=1)(1.5, target)
+        close(gradient, -1.5)
+
+
+@every_loss
+def test_under_strict_promotion(loss, targets):
+    logits, targets = jnp.asarray(LOGITS), jnp.asarray(targets)
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        targets = targets.astype(jnp.uint8)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        strict = loss(logits, targets, jnp.asarray(MASK))
+        half = loss(logits.astype(jnp.bfloat16), targets)
+        assert losses.mean(jnp.asarray(MASK)).dtype == half.dtype == jnp.float32
+    np.testing.assert_array_equal(strict, loss(logits, targets, jnp.asarray(MASK)))
+
+
 @pytest.mark.parametrize("target", [-1, 5, 300])
 def test_targets_out_of_range_show(target):
     assert np.isnan(losses.cross_entropy(jnp.asarray(LOGITS[0]), jnp.full(3, target))).all()

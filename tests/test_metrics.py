@@ -41,6 +41,14 @@ def test_accuracy_counts_unmasked_steps():
     assert metrics.accuracy(jnp.ones((1, 3)), jnp.array([0])) == 1  # of equal logits the first
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+def test_accuracy_under_strict_promotion(dtype):
+    logits, targets = jnp.array([[0.0, 1.0], [2.0, 1.0]], jnp.bfloat16), jnp.array([1, 1], dtype)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert metrics.accuracy(logits, targets) == 0.5
+        assert metrics.accuracy(logits, targets, jnp.array([True, False])) == 1
+
+
 def test_no_steps_at_all():
     none = jnp.zeros((2, 3), bool)
     nats = jnp.full((2, 3), jnp.nan)
