@@ -1,10 +1,13 @@
 """The command line: `jaxseq train RECIPE` and `jaxseq sample RUN`.
 
 The flags are the fields of the recipes' config dataclasses. What the user can put right is said in one line on stderr,
-with exit status 2; a run stopped by a signal saves and exits with 128 + the signal's number, 130 for Ctrl-C.
+with exit status 2; a run stopped by a signal saves and exits with 128 + the signal's number, 130 for Ctrl-C. If the
+reader of the output has gone, the command ends quietly with 141, as one that SIGPIPE ends does.
 """
 
 import dataclasses
+import io
+import os
 import pathlib
 import signal
 import sys
@@ -18,6 +21,7 @@ from jaxseq.training.runs import open_run
 from jaxseq.training.writing import Sampling
 
 RECIPES = {"characters": characters}
+_BROKEN_PIPE = 128 + 13  # the number of SIGPIPE, which Python ignores and some systems lack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["sample", "no-such-run"])
     2
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a sample may have characters that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        try:
+            return _status(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            print(end="", flush=True)
+    except OSError as error:  # of the standard output, which Python would try to flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE if isinstance(error, BrokenPipeError) else _fail(str(error))
+
+
+def _status(arguments: list[str]) -> int:
+    try:
+        _run(arguments)
     except (UserError, MissingExtra) as error:
         return _fail(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Stopped as stopped:

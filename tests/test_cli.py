@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import errno
 import inspect
+import io
 import itertools
 import json
 import os
@@ -204,6 +205,90 @@ def test_going_on_with_what_is_no_run_is_one_line(tmp_path: pathlib.Path, capsys
     runs.create(tmp_path / "older", {"recipe": "characters", "config": {"text": None, "size": 8}})
     assert cli.main(["sample", str(tmp_path / "older")]) == 2
     assert_one_line(capsys, "is a run of another version of jaxseq: its flags were text, size")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda about: {"recipe": "characters"}, "has no usable config"),
+        (lambda about: about.pop("vocabulary"), "has no usable vocabulary"),
+        (lambda about: about.update(opening=3), "has no usable opening"),
+        (lambda about: about["text"].pop("sha256"), "has no sha256 of its text"),
+        (lambda about: about["config"].update(batch="2"), "has '2' as its batch"),
+        (lambda about: about["config"].update(layers=0), "--layers must be at least 1, got 0"),
+        (
+            lambda about: about["config"].update(hidden_size=9),
+            "is of another model: it holds float32 of shape (2, 8) where",
+        ),
+    ],
+)
+def test_a_config_changed_by_hand_is_one_line(finished: pathlib.Path, tmp_path: pathlib.Path, capsys, change, words):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    about = json.loads((run / "config.json").read_text())
+    changed = change(about)
+    (run / "config.json").write_text(json.dumps(changed if words == "has no usable config" else about))
+    before = snapshot(run)
+    for command in (["train", "characters", "--resume", str(run)], ["sample", str(run), "--prompt", "The"]):
+        capsys.readouterr()
+        assert cli.main(command) == 2
+        assert_one_line(capsys, words)
+    assert snapshot(run) == before
+
+
+def test_damaged_checkpoints_alone_are_one_line(finished: pathlib.Path, tmp_path: pathlib.Path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for path in (run / "checkpoints").iterdir():
+        (path / "manifest.json").write_text("null")
+    before = snapshot(run)
+    for command in (["train", "characters", "--resume", str(run)], ["sample", str(run), "--prompt", "The"]):
+        assert cli.main(command) == 2
+        assert_one_line(capsys, f"all checkpoints of {run} are damaged", "nothing was changed, start a new run")
+    assert snapshot(run) == before
+
+
+def test_a_log_changed_by_hand_is_one_line(finished: pathlib.Path, tmp_path: pathlib.Path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    log = run / "metrics.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"{", b"(", 1))
+    assert cli.main(["train", "characters", "--resume", str(run)]) == 2
+    assert_one_line(capsys, f"line 1 of {log} is not a record in JSON")
+    log.unlink()
+    assert cli.main(["train", "characters", "--resume", str(run)]) == 2
+    assert_one_line(capsys, f"{log} is gone or has lost lines")
+
+
+@pytest.mark.parametrize("command", [["train", "characters"], ["sample", "run"]])
+def test_a_seed_that_is_none_is_one_line(command: list[str], capsys):
+    assert cli.main([*command, "--seed", "99999999999999999999999"]) == 2
+    assert_one_line(capsys, "--seed must be at least 0 and less than 2**32, got 99999999999999999999999")
+
+
+def test_output_that_its_reader_does_not_take(finished: pathlib.Path):
+    command = [sys.executable, "-m", "jaxseq", "sample", str(finished), "--prompt", "The", "--characters", "5"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    for arguments in (command, [*command[:3], "--help"]):
+        done = subprocess.run(arguments, stdout=writing, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (141, "")
+    os.close(writing)
+
+
+def test_training_ends_when_its_reader_has_gone(text: pathlib.Path, tmp_path: pathlib.Path):
+    process = start("--text", str(text), "--run", str(tmp_path / "run"), *FLAGS)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=120) == 141
+
+
+def test_characters_that_the_output_cannot_show_are_escaped(monkeypatch: pytest.MonkeyPatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    monkeypatch.setattr(characters, "sample", lambda path, sampling: "naïve\n日")
+    assert cli.main(["sample", "run"]) == 0
+    assert raw.getvalue().split() == [rb"na\xefve", rb"\u65e5"]
 
 
 def test_going_on_takes_the_flags_of_the_run_only(finished: pathlib.Path, text: pathlib.Path, capsys):

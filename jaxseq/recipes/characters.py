@@ -80,9 +80,11 @@ def check(config: Config) -> None:
         require_flag(config, getattr(config, name) >= 1, name, "at least 1")
     for name in ("learning_rate", "clip", "train_fraction", "validation_fraction"):
         require_flag(config, 0 < getattr(config, name) < math.inf, name, "more than 0")
+    require_flag(config, 0 <= config.test_fraction < math.inf, "test_fraction", "at least 0")
     require_flag(config, 0 <= config.dropout < 1, "dropout", "at least 0 and less than 1")
     require_flag(config, 0 <= config.warmup <= 1, "warmup", "between 0 and 1")
     require_flag(config, config.sample_characters >= 1, "sample_characters", "at least 1")
+    writing.check_seed(config)
 
 
 def model(config: Config, vocab_size: int) -> Stack:
@@ -206,15 +208,31 @@ def stored_config(run: runs.Run) -> Config:
     """The config that a run began with, with `resume` as its folder.
 
     Raises:
-        UserError: if it is the run of another recipe, or of a version with other flags.
+        UserError: if it is the run of another recipe, or of a version with other flags, or `config.json` lacks
+            something or has a value of another kind.
     """
     if run.about.get("recipe") != "characters":
         raise UserError(f"{run.path} is not a run of the recipe characters")
-    values = dict(run.about["config"])
+    values = _part(run, "config", dict)
     if values.keys() != _flags(Config()).keys():
         raise UserError(f"{run.path} is a run of another version of jaxseq: its flags were {', '.join(values)}")
+    if absent := {"source", "sha256", "characters", "unknown", "skipped_files"} - _part(run, "text", dict).keys():
+        raise UserError(f"config.json of {run.path} has no {', '.join(sorted(absent))} of its text")
+    for name, kind in (("baseline_bits", dict), ("vocabulary", str), ("opening", str), ("versions", dict)):
+        _part(run, name, kind)
+    for name, default in _flags(Config()).items():
+        kind = (str, type(None)) if name == "text" else (int, float) if isinstance(default, float) else int
+        if not isinstance(values[name], kind):
+            raise UserError(f"config.json of {run.path} has {values[name]!r} as its {name}")
     text = values.pop("text")
     return Config(**values, text=text and pathlib.Path(text), resume=run.path)
+
+
+def _part(run: runs.Run, name: str, kind: type) -> Any:
+    value = run.about.get(name)
+    if not isinstance(value, kind):
+        raise UserError(f"config.json of {run.path} has no usable {name}")
+    return kind(value)
 
 
 def _introduce(run: runs.Run, text: corpus.Corpus, progress: Progress) -> None:
@@ -271,7 +289,9 @@ def sample(path: pathlib.Path, sampling: writing.Sampling) -> str:
     """
     writing.check(sampling)
     run = runs.open_run(path)
-    config, vocabulary = stored_config(run), Vocabulary(run.about["vocabulary"])
+    config = stored_config(run)
+    check(config)
+    vocabulary = Vocabulary(run.about["vocabulary"])
     unknown = vocabulary.missing(sampling.prompt)
     if unknown:
         raise UserError(f"the prompt has characters that the run's training text does not have: {unknown!r}")

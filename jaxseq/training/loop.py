@@ -130,7 +130,9 @@ def fit(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _advance(train_step: StepFunction, state: Any, start: Any, count: Any, data: Any) -> tuple[Any, dict[str, jax.Array]]:
+def _advance(
+    train_step: StepFunction, state: Any, start: Any, count: Any, data: Any
+) -> tuple[Any, dict[str, jax.Array]]:
     """`count` steps from step `start` on in one program, and the means of their metrics."""
 
     def body(index: Any, carry: Any) -> Any:

@@ -19,6 +19,7 @@ class Progress:
     def __init__(self, unit: str = "steps", per_step: int = 1) -> None:
         self._unit, self._per_step = unit, per_step
         self._console: Any = require("rich.console").Console(highlight=False)
+        self._console.on_broken_pipe = _raise  # rich would exit with status 1
         self._bar: Any = None
         self._last = (0, 0.0)
 
@@ -50,3 +51,7 @@ class Progress:
         self._bar.update(
             self._bar.task_ids[0], completed=step, metrics="  ".join([*shown, f"{speed:,.0f} {self._unit}/s"])
         )
+
+
+def _raise() -> None:
+    raise BrokenPipeError

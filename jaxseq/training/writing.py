@@ -40,12 +40,21 @@ def check(sampling: Sampling) -> None:
     require_flag(sampling, 0 <= sampling.temperature < math.inf, "temperature", "at least 0")
     require_flag(sampling, sampling.top_k is None or sampling.top_k >= 1, "top_k", "at least 1")
     require_flag(sampling, 0 < sampling.top_p <= 1, "top_p", "more than 0 and at most 1")
+    check_seed(sampling)
+
+
+def check_seed(config: Any) -> None:
+    """Raises UserError if the field `seed` is none of the 2³² different seeds that a key of JAX is made from."""
+    require_flag(config, 0 <= config.seed < 2**32, "seed", "at least 0 and less than 2**32")
 
 
 def write(cell: Cell, params: Params, vocabulary: Vocabulary, sampling: Sampling, key: Key[Array, ""]) -> str:
     """The text with which a model goes on after the prompt."""
     draw = jax.tree_util.Partial(
-        _draw, temperature=sampling.temperature, k=sampling.top_k or vocabulary.size, p=sampling.top_p
+        _draw,
+        temperature=sampling.temperature,
+        k=min(sampling.top_k or vocabulary.size, vocabulary.size),
+        p=sampling.top_p,
     )
     prompt = jnp.asarray(vocabulary.encode(sampling.prompt))
     out = generate(cell, params, prompt, key=key, max_new_tokens=sampling.characters, sample=draw)

@@ -43,6 +43,9 @@ def test_gradients_are_clipped_and_the_rate_rises_and_falls():
         ({"learning_rate": float("nan")}, "--learning-rate must be more than 0"),
         ({"dropout": 1.0}, "--dropout must be at least 0 and less than 1"),
         ({"warmup": 1.5}, "--warmup must be between 0 and 1"),
+        ({"test_fraction": float("nan")}, "--test-fraction must be at least 0, got nan"),
+        ({"seed": 99999999999999999999999}, "--seed must be at least 0 and less than 2"),
+        ({"seed": -1}, "--seed must be at least 0 and less than 2"),
         ({"sample_characters": 0}, "--sample-characters must be at least 1"),
     ],
 )

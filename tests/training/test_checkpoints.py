@@ -123,7 +123,9 @@ def test_without_checkpoints_there_is_none(tmp_path: pathlib.Path):
 def test_damaged_ones_alone_are_an_error(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
     for step in (7, 9):
         (tmp_path / f"{step:08d}").mkdir()
-    with pytest.raises(UserError, match=r"^all checkpoints of .* are damaged \(2 in .*\): nothing was changed, start a"):
+    with pytest.raises(
+        UserError, match=r"^all checkpoints of .* are damaged \(2 in .*\): nothing was changed, start a"
+    ):
         checkpoints.newest(tmp_path)
     assert capsys.readouterr().out == ""
 

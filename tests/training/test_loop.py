@@ -132,7 +132,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path: path
     for name in os.listdir(path / "checkpoints"):
         (path / "checkpoints" / name / "manifest.json").write_text("{")
     before = contents(path)
-    with pytest.raises(UserError, match=r"all checkpoints of .*run are damaged .*: nothing was changed, start a new run"):
+    with pytest.raises(
+        UserError, match=r"all checkpoints of .*run are damaged .*: nothing was changed, start a new run"
+    ):
         train(path)
     assert contents(path) == before
 
