@@ -1,11 +1,13 @@
 """Decoding: new sequences from a cell, token by token."""
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks
@@ -33,7 +35,7 @@ def generate(
     state: State = None,
     start: int | Int[Array, "..."] | None = None,
     sample: Callable[[Any, Array], Array] = categorical,
-    end: int | Int[Array, ""] | None = None,
+    end: int | Int[Array, "..."] | None = None,
     noise_key: Array | None = None,
 ) -> Generated:
     """Continues each row of `prompt` with tokens sampled from a cell that reads tokens and outputs logits.
@@ -53,7 +55,8 @@ def generate(
             texts. A row that has neither `start` nor prompt reads `cell.zero_input` first, that is token 0.
         sample: `(key, logits) -> token`, called for all rows at once. Equal functions compile once; the numbers in a
             `jax.tree_util.Partial` are traced.
-        end: the token that ends a row. Ended rows hold their state while the others go on.
+        end: the token that ends a row, one for all or one a row. Ended rows hold their state while the others go on.
+            Only a new token ends a row: in the prompt `end` is read like any other.
         noise_key: for the noise of the cell itself, such as dropout, which otherwise has none while generating.
 
     Returns:
@@ -62,8 +65,10 @@ def generate(
         `generate(cell, params, out.tokens[..., -1:], state=out.state, ...)`, perhaps with more text after it.
 
     Raises:
-        TypeError: if prompt, start or end are not integers, the mask is not boolean, or cell or sampler do not fit.
-        ValueError: if the shape of mask, start or state is wrong or `max_new_tokens` is negative.
+        TypeError: if prompt, start or end are not integers, the dtype of the prompt, which is that of the new tokens,
+            cannot hold the vocabulary, the mask is not boolean, or cell or sampler do not fit.
+        ValueError: if the shape of mask, start, end or state is wrong, `max_new_tokens` is negative, or a `start` or
+            `end` given as a Python number is no token; in arrays, which are traced, nothing checks that.
 
     >>> import jaxseq as js
     >>> cell = js.Stack((js.Embed(5, 4), js.LSTM(4, 8), js.Dense(8, 5)))
@@ -86,6 +91,11 @@ def generate(
     if jax.tree_util.all_leaves([sample]):  # a plain function becomes a pytree that compares by it
         sample = jax.tree_util.Partial(sample)
     prompt, mask = jnp.asarray(prompt), None if mask is None else jnp.asarray(mask)
+    for name, token in (("start", start), ("end", end)):
+        if isinstance(token, int):  # other numbers are traced
+            vocab = _vocab(cell, params, prompt.shape[:-1])
+            if not 0 <= token < vocab:
+                raise ValueError(f"generate needs a token below the vocab {vocab} as {name}, got {token}.")
     return _generate(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key)
 
 
@@ -107,7 +117,8 @@ def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, 
             errors.check_tokens(cell, tokens)
     tokens, mask, token = _split_last(cell, params, *_with_start(prompt, mask, start))
     read, batch_shape = tokens.shape[-1], token.shape
-    log_prob_dtype = _check_logits(cell, params, token)
+    log_prob_dtype = _log_prob_dtype(cell, params, token)
+    end = None if end is None else _one_a_row("end", end, batch_shape)
     state, _ = cell.unroll(params, tokens, state, mask=mask, key=noise_key)
     step_key = None
     if noise_key is not None:  # as unroll did with the same key
@@ -123,23 +134,25 @@ def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, 
         log_probs = jax.nn.log_softmax(logits.astype(log_prob_dtype))
         log_prob = jnp.take_along_axis(log_probs, drawn[..., None].astype(int), axis=-1)[..., 0]
         drawn = jnp.where(loop.active, drawn, loop.token)
+        ended = jnp.zeros(batch_shape, bool) if end is None else drawn.astype(int) == end
         return _Loop(
             count=loop.count + 1,
             state=masks.select(loop.active, state, loop.state),
             token=drawn,
-            active=loop.active if end is None else loop.active & (drawn != end),
-            lengths=loop.lengths + loop.active,
+            active=loop.active & ~ended,
+            lengths=loop.lengths + loop.active.astype(int),
             tokens=loop.tokens.at[loop.count].set(drawn),
             log_probs=loop.log_probs.at[loop.count].set(jnp.where(loop.active, log_prob, 0)),
         )
 
+    filler = jnp.zeros_like(token) if end is None else end.astype(token.dtype)
     loop = _Loop(
         count=jnp.zeros((), int),
         state=state,
         token=token,
         active=jnp.ones(batch_shape, bool),
         lengths=jnp.zeros(batch_shape, int),
-        tokens=jnp.full((max_new_tokens, *batch_shape), 0 if end is None else end, token.dtype),
+        tokens=jnp.broadcast_to(filler, (max_new_tokens, *batch_shape)),
         log_probs=jnp.zeros((max_new_tokens, *batch_shape), log_prob_dtype),
     )
     if max_new_tokens > 0:  # the body cannot write into nothing
@@ -158,16 +171,19 @@ def _with_start(prompt, mask, start):
         errors.check_flags("generate", mask, "mask", prompt.shape)
     if start is None:
         return prompt, mask
-    rows = (*prompt.shape[:-1], 1)
+    first = _one_a_row("start", start, prompt.shape[:-1]).astype(prompt.dtype)[..., None]
+    if mask is not None:
+        mask = jnp.concatenate([jnp.ones(first.shape, bool), mask], axis=-1)
+    return jnp.concatenate([first, prompt], axis=-1), mask
+
+
+def _one_a_row(name, token, batch_shape):
     try:
-        first = jnp.broadcast_to(jnp.asarray(start, prompt.dtype)[..., None], rows)
+        return jnp.broadcast_to(jnp.asarray(token).astype(int), batch_shape)
     except ValueError:
         raise ValueError(
-            f"generate needs one start token, or one a row {rows[:-1]}, got start of shape {jnp.shape(start)}."
+            f"generate needs one {name} token, or one a row {batch_shape}, got {name} of shape {jnp.shape(token)}."
         ) from None
-    if mask is not None:
-        mask = jnp.concatenate([jnp.ones(rows, bool), mask], axis=-1)
-    return jnp.concatenate([first, prompt], axis=-1), mask
 
 
 def _split_last(cell, params, prompt, mask):
@@ -181,28 +197,58 @@ def _split_last(cell, params, prompt, mask):
         return prompt, None, zero
     if mask is None:
         return prompt[..., :-1], None, prompt[..., -1]
-    last = jnp.where(mask, jnp.arange(time), -1).max(axis=-1, keepdims=True)
+    times = jnp.broadcast_to(jnp.arange(time), mask.shape)
+    last = jnp.where(mask, times, -1).max(axis=-1, keepdims=True)
     token = jnp.take_along_axis(prompt, jnp.maximum(last, 0), axis=-1)[..., 0]
-    mask &= jnp.arange(time) < last
+    mask &= times < last
     return prompt[..., :-1], mask[..., :-1], jnp.where(last[..., 0] < 0, zero, token)
 
 
-def _check_logits(cell, params, token):
-    """Raises unless a step gives logits; returns the dtype of their log-probabilities."""
-    _, logits = jax.eval_shape(lambda: cell.step(params, cell.initial_state(params, token.shape), token))
-    is_array = isinstance(logits, jax.ShapeDtypeStruct) and jnp.issubdtype(logits.dtype, jnp.floating)
+def _vocab(cell, params, batch_shape):
+    """The number of tokens, found without running anything, and once for params of the same shapes."""
+    leaves, tree = jax.tree.flatten(params)
+    kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return _cached_vocab(cell, tree, kinds, batch_shape)
+
+
+@functools.lru_cache
+def _cached_vocab(cell, tree, kinds, batch_shape):
+    params = tree.unflatten(jax.ShapeDtypeStruct(*kind) for kind in kinds)
+    logits = jax.eval_shape(lambda params: _logits(cell, params, cell.zero_input(params, batch_shape)), params)
+    return logits.shape[-1]
+
+
+def _logits(cell, params, token):
+    """The logits of one step; raises unless it gives any."""
+    _, logits = cell.step(params, cell.initial_state(params, token.shape), token)
+    is_array = isinstance(logits, jax.Array) and jnp.issubdtype(logits.dtype, jnp.floating)
     if not is_array or logits.shape[:-1] != token.shape or logits.ndim == 0:
         raise TypeError(
             f"generate needs a cell whose step gives logits [*batch, vocab], but from tokens of shape {token.shape} "
             f"{cell} gives {errors.shape_of(logits)}: let it end with Dense(..., vocab)."
         )
-    return jnp.promote_types(logits.dtype, jnp.float32)
+    return logits
+
+
+def _log_prob_dtype(cell, params, token):
+    """The dtype of the log-probabilities; raises unless a step gives logits, of tokens that the prompt could hold."""
+    logits = jax.eval_shape(lambda: _logits(cell, params, token))
+    vocab = logits.shape[-1]
+    if vocab - 1 > jnp.iinfo(token.dtype).max:
+        raise TypeError(
+            f"generate gives tokens of the dtype of the prompt, but {token.dtype} cannot hold a vocabulary of {vocab}: "
+            "cast the prompt with .astype(int)."
+        )
+    with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
+        return jnp.promote_types(logits.dtype, jnp.float32)
 
 
 def _check_token(token, batch_shape):
-    if jnp.shape(token) != batch_shape or not jnp.issubdtype(jnp.result_type(token), jnp.integer):
+    is_array = isinstance(token, jax.Array | np.ndarray)
+    if not is_array or token.shape != batch_shape or not jnp.issubdtype(token.dtype, jnp.integer):
+        what = errors.shape_of(token) if is_array else repr(token)
         raise TypeError(
             f"generate needs a sampler (key, logits) -> token that gives integers of shape {batch_shape}, "
-            f"one a row, but it gave {errors.shape_of(token)}."
+            f"one a row, but it gave {what}."
         )
     return token

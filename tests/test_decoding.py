@@ -292,6 +292,49 @@ def test_tokens_keep_the_dtype_of_the_prompt():
     np.testing.assert_array_equal(out.tokens, generate(MODEL, PARAMS, PROMPT, max_new_tokens=3, end=END).tokens)
 
 
+def last_token(key, logits):
+    return jnp.full(logits.shape[:-1], logits.shape[-1] - 1)
+
+
+def test_the_dtype_of_the_prompt_has_to_hold_the_vocabulary():
+    def run(vocab, dtype):
+        cell = js.Stack((js.OneHot(vocab), js.Map("identity")))
+        out = generate(cell, ((), ()), jnp.array([7], dtype), max_new_tokens=2, sample=last_token)
+        assert out.tokens.dtype == dtype and (out.tokens == vocab - 1).all()
+
+    run(256, jnp.uint8)
+    run(300, jnp.int16)
+    for dtype in (jnp.uint8, jnp.int8):
+        with pytest.raises(TypeError, match=r"int8 cannot hold a vocabulary of 300: cast the prompt"):
+            run(300, dtype)
+
+
+def test_one_end_a_row():
+    ends = jnp.array([4, 2, 4])
+    out = generate(Trigram(), SUCCESSOR, jnp.array([[0], [0], [2]]), max_new_tokens=4, end=ends)
+    assert out.lengths.tolist() == [4, 2, 2]
+    assert out.tokens.tolist() == [[1, 2, 3, 4], [1, 2, 2, 2], [3, 4, 4, 4]]
+
+
+def test_an_end_in_the_prompt_ends_nothing():
+    out = generate(Trigram(), SUCCESSOR, jnp.array([[2, 0], [0, 2]]), max_new_tokens=2, end=2)
+    assert out.tokens.tolist() == [[1, 2], [3, 4]] and out.lengths.tolist() == [2, 2]
+    out = generate(Trigram(), SUCCESSOR, jnp.array([2, 0]), max_new_tokens=3, end=2)
+    assert out.tokens.tolist() == [1, 2, 2] and out.lengths == 2
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT.astype(jnp.uint8)])
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_under_strict_promotion(prompt, mask):
+    def run():
+        options = {"key": jax.random.key(0), "start": jnp.array([1, 2, 3]), "end": jnp.array([END, 1, 2])}
+        return generate(Trigram(), TABLE, prompt, mask=mask, max_new_tokens=4, **options)
+
+    expected = run()
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.tree.map(np.testing.assert_array_equal, run(), expected)
+
+
 def test_half_and_double_precision():
     half = generate(MODEL, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS), PROMPT, max_new_tokens=3)
     assert half.log_probs.dtype == jnp.float32
@@ -347,6 +390,10 @@ def column_token(key, logits):
     return logits.argmax(-1, keepdims=True)
 
 
+def same_token(key, logits):
+    return 3
+
+
 @pytest.mark.parametrize(
     "change, error, message",
     [
@@ -361,12 +408,18 @@ def column_token(key, logits):
         ({"start": 1.0}, TypeError, "reads tokens, integers"),
         ({"end": 1.0}, TypeError, "reads tokens, integers"),
         ({"start": jnp.array([1, 2])}, ValueError, r"one start token, or one a row \(3,\), got start of shape \(2,\)"),
+        ({"start": VOCAB}, ValueError, r"a token below the vocab 5 as start, got 5"),
+        ({"start": -1}, ValueError, r"below the vocab 5 as start, got -1"),
+        ({"end": 300, "prompt": PROMPT.astype(jnp.uint8)}, ValueError, r"below the vocab 5 as end, got 300"),
+        ({"end": jnp.array([1, 2])}, ValueError, r"one end token, or one a row \(3,\), got end of shape \(2,\)"),
         ({"state": MODEL.initial_state(PARAMS)}, ValueError, "batch axes of the inputs"),
         ({"state": 1.0}, TypeError, "state of another cell"),
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens >= 0, got -1"),
         ({"max_new_tokens": 2.0}, TypeError, "float"),
         ({"sample": float_token}, TypeError, r"integers of shape \(3,\).*gave float32\[3\]"),
         ({"sample": column_token}, TypeError, r"integers of shape \(3,\).*gave int32\[3,1\]"),
+        ({"sample": same_token}, TypeError, r"integers of shape \(3,\).*gave 3"),
+        ({"sample": same_token, "prompt": PROMPT[0]}, TypeError, r"integers of shape \(\).*gave 3"),
     ],
 )
 def test_wrong_use(change, error, message):
