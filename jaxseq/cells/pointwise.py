@@ -39,8 +39,9 @@ class Pointwise(Cell):
 
 def _differs_under_vmap(keys: Array) -> bool:
     """Whether `vmap` over these keys draws other numbers than one key after the other, as those of "rbg" do."""
-    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    return "rbg" in str(jax.random.key_impl(keys) if typed else jax.config.jax_default_prng_impl)
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        keys = jax.random.wrap_key_data(keys)
+    return "rbg" in str(jax.random.key_impl(keys))
 
 
 class OneHot(Pointwise):
