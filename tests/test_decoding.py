@@ -328,7 +328,7 @@ def test_an_end_in_the_prompt_ends_nothing():
 def test_under_strict_promotion(prompt, mask):
     def run():
         options = {"key": jax.random.key(0), "start": jnp.array([1, 2, 3]), "end": jnp.array([END, 1, 2])}
-        return generate(Trigram(), TABLE, prompt, mask=mask, max_new_tokens=4, **options)
+        return generate(MODEL, PARAMS, prompt, mask=mask, max_new_tokens=4, **options)
 
     expected = run()
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
