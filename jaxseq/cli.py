@@ -40,14 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a sample may have characters that the terminal has not
         sys.stdout.reconfigure(errors="backslashreplace")
+    status = 0
     try:
         try:
-            return _status(list(sys.argv[1:] if arguments is None else arguments))
+            status = _status(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             print(end="", flush=True)
     except OSError as error:  # of the standard output, which Python would try to flush again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE if isinstance(error, BrokenPipeError) else _fail(str(error))
+        return _BROKEN_PIPE if isinstance(error, BrokenPipeError) else status or _fail(str(error))
+    return status
 
 
 def _status(arguments: list[str]) -> int:

@@ -276,6 +276,15 @@ def test_output_that_its_reader_does_not_take(finished: pathlib.Path):
     os.close(writing)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+def test_output_that_has_no_room_is_one_line(finished: pathlib.Path):
+    command = [sys.executable, "-m", "jaxseq", "sample", str(finished), "--prompt", "The", "--characters", "5"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("jaxseq: ") and done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+
+
 def test_training_ends_when_its_reader_has_gone(text: pathlib.Path, tmp_path: pathlib.Path):
     process = start("--text", str(text), "--run", str(tmp_path / "run"), *FLAGS)
     assert process.stdout is not None
