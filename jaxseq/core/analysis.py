@@ -26,11 +26,12 @@ _LINEAR = _SUMS | {"sub", "mul", "select_n", "broadcast_in_dim"}
 # linear in what they read from, and worth more than a pass over memory
 _PRODUCTS = frozenset(("dot_general", "conv_general_dilated", "gather", "dynamic_slice"))
 
-# What costs about as much to compute as to read back.
-CHEAP = (_LINEAR | _EXPANDING | _RESHAPING).union(
+# What costs about as much to compute as to read back. (A slice is smaller than what it is taken from.)
+_SLICES = frozenset(("slice", "split", "unstack"))
+RECOMPUTED = (_LINEAR | _EXPANDING | _RESHAPING).union(
     "neg sign abs floor ceil round max min clamp square one_minus_square integer_pow eq ne lt le gt ge and or not xor "
     "is_finite shift_left shift_right_logical shift_right_arithmetic real imag complex conj convert_element_type copy "
-    "stop_gradient concatenate pad slice split stack unstack tile rev".split()
+    "stop_gradient concatenate pad stack tile rev".split()
 )
 ELEMENTWISE = frozenset(
     "tanh logistic exp exp2 expm1 log log1p log2 sin cos tan sinh cosh asin acos atan atan2 asinh acosh atanh erf erfc "
@@ -169,7 +170,7 @@ class _Analysis:
                     available.update(equation.outvars)
         wanted = []
         for equation in possible:
-            if equation.primitive.name in CHEAP:
+            if equation.primitive.name in RECOMPUTED | _SLICES:
                 continue
             if not self._is_faster_in_loop(equation):
                 wanted += equation.outvars

@@ -111,9 +111,11 @@ def tangent_over_time(
 
     `timed` says which operands (and their tangents) are arrays `[time, ...]`; the others are constants.
     """
+    if _is_plain_product(equation) and sum(timed) == 1 and (side := timed.index(False)) in dots:
+        out = _product_over_time(equation, side, operands, dots[side])
+        rest = {position: dot for position, dot in dots.items() if position != side}
+        return out + tangent_over_time(equation, operands, timed, rest, length) if rest else out
     positions = list(dots)
-    if _is_plain_product(equation) and sum(timed) == 1 and positions == [timed.index(False)]:
-        return _product_over_time(equation, positions[0], operands, dots[positions[0]])
 
     def tangent(operands, dots):
         def of_perturbed(*values):

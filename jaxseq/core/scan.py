@@ -29,7 +29,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 
 from jaxseq.core import equations
-from jaxseq.core.analysis import CHEAP, ELEMENTWISE, Plan, Term, analyse
+from jaxseq.core.analysis import ELEMENTWISE, RECOMPUTED, Plan, Term, analyse
 from jaxseq.core.equations import evaluate, read
 
 
@@ -280,7 +280,7 @@ def _worth_saving(room: int) -> Callable[..., bool]:
     """The policy of `jax.checkpoint`: not what is cheap, nor what is elementwise and large."""
 
     def policy(primitive, *avals, **_):
-        if primitive.name in CHEAP:
+        if primitive.name in RECOMPUTED:
             return False
         return primitive.name not in ELEMENTWISE or max(aval.size for aval in avals) <= room
 

@@ -7,7 +7,7 @@ from jax import lax
 
 from jaxseq.core.scan import scan
 
-from .bodies import BODIES, HIDDEN, TIME
+from .bodies import BATCH, BODIES, HIDDEN, TIME
 
 
 def gradient(run):
@@ -73,10 +73,13 @@ def test_the_backward_loop_holds_one_product_per_kernel_and_carries_none(name, e
     assert not set(plain_carry) <= shapes
 
 
-def test_an_lstm_saves_seven_arrays():
-    forward, _, _ = loops("lstm")
-    saved = [var.aval.shape for var in forward.outvars if var.aval.shape[:1] == (TIME,)]
-    assert len(saved) - 1 == 7  # besides the output
+# gates, activations and what enters products: nothing that a multiplication gives back
+@pytest.mark.parametrize("name, expected", [("lstm", 7), ("gru_reset_after", 5)])
+def test_few_arrays_are_saved(name, expected):
+    forward, _, _ = loops(name)
+    saved = [var.aval.size for var in forward.outvars if var.aval.shape[:1] == (TIME,)]
+    assert set(saved) == {TIME * BATCH * HIDDEN}
+    assert len(saved) - 1 == expected  # besides the output
 
 
 def test_products_of_inputs_alone_leave_the_loop_where_that_is_faster(monkeypatch):
