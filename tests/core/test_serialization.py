@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def nested():
     return inner
 
 
-def foreign(name, base=js.Dense):
+def foreign(name: str, base: Any = js.Dense) -> Any:
     """A user's subclass that is called `name`."""
     return type(base)(name, (base,), {"__module__": "elsewhere"})
 
