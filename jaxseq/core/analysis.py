@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.extend import source_info_util as source
 from jax.sharding import Sharding
 
-from jaxseq.core.equations import size, variables
+from jaxseq.core.equations import dtype, size, variables
 
 _SUMS = frozenset(("add", "add_any"))
 _RESHAPING = frozenset(("reshape", "squeeze", "transpose"))
@@ -53,11 +53,12 @@ class Term(NamedTuple):
     equation: core.JaxprEqn
     positions: tuple[int, ...]  # of the deferred operands
     path: tuple[core.JaxprEqn, ...]  # changes of shape between its result and the variable of its slot
-    made: list[core.Var]  # its operands that vary in the loop
-    saved: list[core.Var]  # those whose values its derivative reads
+    made: list[Any]  # its operands that vary in the loop
+    saved: list[Any]  # those whose values its derivative reads
 
     @property
-    def deferred(self) -> set[core.Var]:
+    def deferred(self) -> set[Any]:
+        """The constants and series whose tangents are taken outside."""
         return {self.equation.invars[i] for i in self.positions}
 
 
@@ -192,7 +193,7 @@ class _Analysis:
         name = equation.primitive.name
         if name in _EXPANDING or name == "rng_bit_generator" or not _is_elementary(equation):
             return False
-        if any("rbg" in str(atom.aval.dtype) for atom in equation.invars):  # such keys give other bits under vmap
+        if any("rbg" in str(dtype(atom)) for atom in equation.invars):  # such keys give other bits under vmap
             return False
         reads = [a for a in equation.invars if name in _PRODUCTS or self._of([a]) == Depends.INPUTS]
         return _largest(equation.outvars) <= max(self.room, _largest(reads))
@@ -262,7 +263,7 @@ class _Analysis:
     def _is_inside(self, atom: Any) -> bool:
         return not isinstance(atom, core.Literal) and (atom in self.made or atom in self.carrying)
 
-    def _root(self, var: core.Var) -> tuple[core.Var, tuple[core.JaxprEqn, ...]]:
+    def _root(self, var: Any) -> tuple[core.Var, tuple[core.JaxprEqn, ...]]:
         """Where a tangent can enter instead of at `var`, and the changes of shape up to there: a sum has one slot."""
         path = []
         while len(readers := self.readers[var]) == 1:

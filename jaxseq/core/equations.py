@@ -28,6 +28,11 @@ def size(atom: Any) -> int:
     return math.prod(atom.aval.shape)
 
 
+def dtype(atom: Any) -> Any:
+    """The dtype of a variable or literal."""
+    return atom.aval.dtype
+
+
 def apply(equation: core.JaxprEqn, operands: Sequence, **changed: Any) -> list:
     """Computes one equation, under the names and contexts in which the user wrote it, with `changed` parameters."""
     info = equation.source_info
@@ -53,7 +58,7 @@ def perturbed(value: jax.Array, zero: jax.Array) -> jax.Array:
 
 
 @functools.partial(perturbed.defjvp, symbolic_zeros=True)
-def _perturbed_jvp(primals, tangents):
+def _perturbed_jvp(primals: Any, tangents: Any) -> Any:
     value, zero = tangents
     if isinstance(value, SymbolicZero) or isinstance(zero, SymbolicZero):
         return primals[0], zero if isinstance(value, SymbolicZero) else value
@@ -130,7 +135,7 @@ def tangent_over_time(
     return over_time(list(operands), list(dots.values()))
 
 
-def _is_plain_product(equation: core.JaxprEqn) -> bool:
+def _is_plain_product(equation: Any) -> bool:
     """Whether a product has no batch axes and nothing is known to be sharded, on a CPU."""
     return (
         equation.primitive.name == "dot_general"

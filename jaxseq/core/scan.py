@@ -70,11 +70,11 @@ def scan(
     ((3,), (5, 3))
     """
     options = {"length": length, "reverse": reverse, "unroll": unroll}
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         return lax.scan(f, init, xs, **options)
     traced = _trace(f, init, xs, options)
     carry, inputs = jax.tree.leaves(init), jax.tree.leaves(xs)
-    steps = jax.typeof(inputs[0]).shape[0] if inputs else length
+    steps: Any = jax.typeof(inputs[0]).shape[0] if inputs else length
     plan = analyse(traced.body.jaxpr, len(carry)) if steps else None
     if plan is None:
         return lax.scan(traced.step, init, xs, **options)
@@ -113,7 +113,8 @@ def _trace(f: Callable, init: Any, xs: Any, options: dict) -> _Traced:
         return evaluated(carry, x)
 
     _, ys = jax.eval_shape(lambda init, xs: lax.scan(step, init, xs, **options), init, xs)
-    return _Traced(*traced[-1], jax.tree.structure(ys))
+    body, evaluated = traced[-1]
+    return _Traced(body, evaluated, jax.tree.structure(ys))
 
 
 def _promote(leaf: Any, aval: Any) -> Any:
@@ -146,7 +147,7 @@ class _Loop:
     def scan(self, step: Callable, init: Any, xs: Any) -> tuple[Any, Any]:
         return lax.scan(step, init, xs, self.length, self.reverse, self.unroll)
 
-    def named(self, constants: list, carry: list, series: list) -> tuple[OrderedDict, OrderedDict, OrderedDict]:
+    def named(self, constants: list, carry: list, series: list) -> tuple[OrderedDict, ...]:
         """The inputs of the loop by their variables."""
         names = self.plan.constants, self.plan.carry_in, self.plan.series
         return tuple(
@@ -271,7 +272,7 @@ def _transposed(plan: Plan, constants: Mapping) -> dict:
 
 def _saving(plan: Plan) -> Callable:
     """`jax.checkpoint` with the policy; nothing for complex steps, whose saved values it cannot mark."""
-    if any(jnp.issubdtype(var.aval.dtype, jnp.complexfloating) for e in plan.loop for var in e.outvars):
+    if any(jnp.issubdtype(equations.dtype(var), jnp.complexfloating) for e in plan.loop for var in e.outvars):
         return lambda step: step
     return functools.partial(jax.checkpoint, policy=_worth_saving(plan.room), prevent_cse=False)
 
