@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from jax.extend import source_info_util as source
-from jax.sharding import Sharding
 
-from jaxseq.core.equations import dtype, size, variables
+from jaxseq.core.equations import dtype, inline, size, variables
 
 _SUMS = frozenset(("add", "add_any"))
 _RESHAPING = frozenset(("reshape", "squeeze", "transpose"))
@@ -95,7 +93,7 @@ class _Analysis:
     """The parts of `analyse`, over what they share."""
 
     def __init__(self, jaxpr: Any, carry_size: int):
-        self.equations, outputs = _inline(jaxpr)
+        self.equations, outputs = inline(jaxpr)
         self.captured = jaxpr.constvars
         self.carry_in, self.inputs = jaxpr.invars[:carry_size], jaxpr.invars[carry_size:]
         self.carry_out, self.ys = outputs[:carry_size], outputs[carry_size:]
@@ -302,39 +300,6 @@ def _needed(equations: Sequence[core.JaxprEqn], wanted: Iterable) -> list[core.J
             kept.append(equation)
             wanted.update(variables(equation.invars))
     return kept[::-1]
-
-
-def _inline(jaxpr: Any) -> tuple[list[core.JaxprEqn], list]:
-    """The equations and outputs of `jaxpr` with those of its inner `jit`s in their place."""
-    equations = []
-
-    def visit(jaxpr, environment, names):
-        def resolve(atom):
-            return atom if isinstance(atom, core.Literal) else environment.get(atom, atom)
-
-        for equation in jaxpr.eqns:
-            operands = [resolve(atom) for atom in equation.invars]
-            stack = names + equation.source_info.name_stack
-            if _is_plain_jit(equation):
-                inner = equation.params["jaxpr"].jaxpr
-                results = visit(inner, dict(zip(inner.invars, operands, strict=True)), stack)
-            else:
-                results = [core.Var(var.aval) for var in equation.outvars]
-                info = equation.source_info.replace(name_stack=stack)
-                equations.append(equation.replace(invars=operands, outvars=results, source_info=info))
-            environment.update(zip(equation.outvars, results, strict=True))
-        return [resolve(atom) for atom in jaxpr.outvars]
-
-    outputs = visit(jaxpr, {}, source.new_name_stack())
-    return equations, outputs
-
-
-def _is_plain_jit(equation: core.JaxprEqn) -> bool:
-    parameters = equation.params
-    if equation.primitive.name not in ("jit", "pjit"):
-        return False
-    placed = any(isinstance(s, Sharding) for s in (*parameters["in_shardings"], *parameters["out_shardings"]))
-    return not placed and not parameters["jaxpr"].consts and not parameters["compiler_options_kvs"]
 
 
 def _largest(atoms: Iterable) -> int:

@@ -11,6 +11,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.extend import source_info_util as source
+from jax.sharding import Sharding
 
 
 def read(environment: Mapping, atom: Any) -> Any:
@@ -49,6 +50,39 @@ def evaluate(equations: Iterable[core.JaxprEqn], environment: dict) -> dict:
         out = apply(equation, [read(environment, atom) for atom in equation.invars])
         environment.update(zip(equation.outvars, out, strict=True))
     return environment
+
+
+def inline(jaxpr: Any) -> tuple[list[core.JaxprEqn], list]:
+    """The equations and outputs of `jaxpr` with those of its inner `jit`s in their place."""
+    equations = []
+
+    def visit(jaxpr, environment, names):
+        def resolve(atom):
+            return atom if isinstance(atom, core.Literal) else environment.get(atom, atom)
+
+        for equation in jaxpr.eqns:
+            operands = [resolve(atom) for atom in equation.invars]
+            stack = names + equation.source_info.name_stack
+            if _is_plain_jit(equation):
+                inner = equation.params["jaxpr"].jaxpr
+                results = visit(inner, dict(zip(inner.invars, operands, strict=True)), stack)
+            else:
+                results = [core.Var(var.aval) for var in equation.outvars]
+                info = equation.source_info.replace(name_stack=stack)
+                equations.append(equation.replace(invars=operands, outvars=results, source_info=info))
+            environment.update(zip(equation.outvars, results, strict=True))
+        return [resolve(atom) for atom in jaxpr.outvars]
+
+    outputs = visit(jaxpr, {}, source.new_name_stack())
+    return equations, outputs
+
+
+def _is_plain_jit(equation: core.JaxprEqn) -> bool:
+    parameters = equation.params
+    if equation.primitive.name not in ("jit", "pjit"):
+        return False
+    placed = any(isinstance(s, Sharding) for s in (*parameters["in_shardings"], *parameters["out_shardings"]))
+    return not placed and not parameters["jaxpr"].consts and not parameters["compiler_options_kvs"]
 
 
 @jax.custom_jvp
