@@ -70,7 +70,7 @@ def scan(
     ((3,), (5, 3))
     """
     options = {"length": length, "reverse": reverse, "unroll": unroll}
-    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+    if _is_untransformed():
         return lax.scan(f, init, xs, **options)
     traced = _trace(f, init, xs, options)
     carry, inputs = jax.tree.leaves(init), jax.tree.leaves(xs)
@@ -86,6 +86,12 @@ def scan(
     last = iter(varying)
     carry = [next(last) if varies else leaf for leaf, varies in zip(carry, plan.varies, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(init), carry), jax.tree.unflatten(traced.ys_tree, ys)
+
+
+def _is_untransformed() -> bool:
+    """Whether nothing is traced: then no gradient is wanted, and `lax.scan` remembers what it compiled for `f`."""
+    disabled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+    return disabled or type(core.find_top_trace(())).__name__ == "EvalTrace"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

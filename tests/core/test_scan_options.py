@@ -164,24 +164,29 @@ def test_structures_and_weak_types_are_those_of_lax_scan():
         return (Pair(pair.second, pair.first + x["a"]), none, count), {"one": 1.0, "none": None, "pair": pair}
 
     init = (Pair(jnp.ones(2), jnp.zeros(2)), None, 0)
-    got, expected = (engine(step, init, {"a": jnp.ones((3, 2))}) for engine in (scan, lax.scan))
+    xs = {"a": jnp.ones((3, 2))}
+    got, expected = (jax.jit(functools.partial(engine, step))(init, xs) for engine in (scan, lax.scan))
+    assert_equal_trees(got, expected)
+    got, expected = (engine(step, init, xs) for engine in (scan, lax.scan))
     assert_equal_trees(got, expected)
 
 
 def test_nothing_at_all():
-    assert scan(lambda carry, x: (carry, None), (), None, length=3) == ((), None)
+    assert jax.jit(lambda: scan(lambda carry, x: (carry, None), (), None, length=3))() == ((), None)
 
 
-def test_runs_unjitted_and_traces_once():
+def test_a_function_is_traced_once():
     calls = []
 
     def step(h, x):
         calls.append(None)
         return jnp.tanh(h + x), h
 
-    scan(step, jnp.zeros(2), jnp.ones((TIME, 2)))
+    xs = jnp.ones((TIME, 2))
+    for _ in range(2):
+        scan(step, jnp.zeros(2), xs)
     assert len(calls) == 1
-    jax.grad(lambda xs: scan(step, jnp.zeros(2), xs)[0].sum())(jnp.ones((TIME, 2)))
+    jax.grad(lambda xs: scan(step, jnp.zeros(2), xs)[0].sum())(xs)
     assert len(calls) == 2
 
 
@@ -199,9 +204,9 @@ def test_runs_unjitted_and_traces_once():
 )
 def test_errors_are_those_of_lax_scan(step, init, xs):
     with pytest.raises(Exception) as expected:  # noqa: PT011
-        lax.scan(step, init, xs)
+        jax.eval_shape(functools.partial(lax.scan, step), init, xs)
     with pytest.raises(expected.type) as got:
-        scan(step, init, xs)
+        jax.eval_shape(functools.partial(scan, step), init, xs)
     assert str(got.value) == str(expected.value)
 
 
@@ -278,7 +283,7 @@ def test_parameters_closed_over_by_a_users_class():
 def test_rbg_keys_give_the_bits_of_lax_scan():
     keys = jax.random.split(jax.random.key(0, impl="rbg"), TIME)
     step = lambda h, key: (h, jax.random.normal(key, (INPUT,)) + h)  # noqa: E731
-    got, expected = (engine(step, 0.0, keys)[1] for engine in (scan, lax.scan))
+    got, expected = (jax.jit(functools.partial(engine, step))(0.0, keys)[1] for engine in (scan, lax.scan))
     np.testing.assert_array_equal(got, expected)
 
 
