@@ -79,7 +79,7 @@ def test_few_arrays_are_saved(name, expected):
     forward, _, _ = loops(name)
     saved = [var.aval.size for var in forward.outvars if var.aval.shape[:1] == (TIME,)]
     assert set(saved) == {TIME * BATCH * HIDDEN}
-    assert len(saved) - 1 == expected  # besides the output
+    assert len(saved) - 1 <= expected  # besides the output
 
 
 def test_products_of_inputs_alone_leave_the_loop_where_that_is_faster(monkeypatch):
