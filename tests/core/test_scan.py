@@ -64,7 +64,6 @@ def transforms(body, scan, **options):
         if body.forward:
             results["jvp"] = jax.jvp(outputs, (floats,), (tangents,))
         if body.reverse:
-            results["gradient"] = jax.grad(loss)(floats)
 
             def directional(floats):
                 gradient = jax.grad(loss)(floats)
@@ -72,7 +71,9 @@ def transforms(body, scan, **options):
 
             results["reverse over reverse"] = jax.grad(directional)(floats)
         if body.forward and body.reverse:
-            results["forward over reverse"] = jax.jvp(jax.grad(loss), (floats,), (tangents,))[1]
+            results["gradient and forward over reverse"] = jax.jvp(jax.grad(loss), (floats,), (tangents,))
+        elif body.reverse:
+            results["gradient"] = jax.grad(loss)(floats)
         return results
 
     tangents, _ = split_floats(body.arguments(seed=1))
