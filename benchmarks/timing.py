@@ -1,9 +1,10 @@
 """Timing that holds on a busy machine: contenders take turns, and only ratios within a round are compared."""
 
-import ctypes
+import concurrent.futures
 import datetime
 import importlib.metadata
 import math
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -84,17 +85,17 @@ def limit_cores(count: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def keep_memory() -> None:
-    """Let glibc keep freed memory, as if every contender had run alone for long; elsewhere do nothing.
+def in_fresh_processes(function: Callable[[Any], Any], argument: Any, count: int) -> list[Any]:
+    """`count` results of `function(argument)`, each of a new process, one after the other.
 
-    By default glibc returns large buffers to the system, and the next call pays for each page of them anew. Whether it
-    does depends on what ran before in the process.
+    There glibc takes memory in huge pages, unless the variable GLIBC_TUNABLES says else. By default each call with
+    temporaries of more than 32 MB pays for thousands of fresh pages, or not, as other buffers come and go: noise of the
+    size of what is to be measured.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(-4, 0)  # M_MMAP_MAX: take large buffers from the heap too,
-        set_option(-8, 1)  # M_ARENA_MAX: from one heap for all threads,
-        set_option(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and keep it
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    new = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, new, max_tasks_per_child=1) as processes:
+        return list(processes.map(function, [argument] * count))
 
 
 def device_name() -> str:
@@ -117,6 +118,7 @@ def circumstances(packages: Sequence[str]) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "cores": cores(),
+        "memory": os.environ.get("GLIBC_TUNABLES", ""),
         "python": platform.python_version(),
         "versions": versions,
     }

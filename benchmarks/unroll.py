@@ -4,10 +4,8 @@ python -m benchmarks.unroll
 """
 
 import argparse
-import concurrent.futures
 import itertools
 import json
-import multiprocessing
 import pathlib
 import statistics
 import sys
@@ -47,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> pathlib.Path:
     options = parser().parse_args(arguments)
     if options.cores:
         timing.limit_cores(options.cores)
-    runs = measure(options)
+    runs = timing.in_fresh_processes(run, options, options.runs)
     results = [summarize(case, [run["seconds"][number] for run in runs]) for number, case in enumerate(cases(options))]
     report = {
         **timing.circumstances(["jax", "jaxlib", "torch", "flax", "numpy"]),
@@ -105,18 +103,8 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return [Case(*case) for case in itertools.product(options.cells, shapes, options.modes)]
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All runs, each in a process of its own if there are several: memory lies differently in each."""
-    if options.runs == 1:
-        return [run(options)]
-    fresh = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as processes:
-        return list(processes.map(run, [options] * options.runs))
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Check that all contenders compute the same, and time them: the seconds of each, a figure a round, by case."""
-    timing.keep_memory()
     exact = options.dtype == "float32" and jax.default_backend() == "cpu"  # GPUs multiply float32 as TF32
     seconds, missing = [], {}
     for (cell, shape), modes in itertools.groupby(cases(options), key=lambda case: case[:2]):
@@ -187,7 +175,7 @@ def markdown(report: dict[str, Any]) -> str:
         "# Unrolling recurrent layers",
         "",
         f"`{report['command']}` on {report['date']}: {report['processor']}, {report['cores']} cores, "
-        f"device {report['device']}, {report['dtype']}, {versions}.",
+        f"device {report['device']}, {report['dtype']}, {versions}, `GLIBC_TUNABLES={report['memory']}`.",
         "",
         f"Milliseconds of one call, and how many times as fast jaxseq is (above 1: faster): medians over "
         f"{settings['runs']} runs of {settings['rounds']} rounds.",
