@@ -37,6 +37,11 @@ ELEMENTWISE = frozenset(
 )
 
 
+# XLA:CPU runs so many kernels of a loop one after the other, and more than that by a scheduler, which costs more than
+# a tiny step (`execute_sequential_num_thunks_threshold`).
+_SEQUENTIAL_KERNELS = 8
+
+
 class Depends(enum.IntEnum):
     """What a variable of a step depends on, at most."""
 
@@ -180,12 +185,21 @@ class _Analysis:
     def _is_faster_in_loop(self, equation: core.JaxprEqn) -> bool:
         """Whether an equation of inputs is computed faster step by step.
 
-        XLA:CPU does not vectorise an elementwise kernel that slices one step out of what was computed for all.
+        XLA:CPU does not vectorise an elementwise kernel that slices one step out of what was computed for all. But
+        where a step is tiny the number of its kernels decides, and a product with its slice is two of them.
         """
-        floats = [v for v in variables(equation.invars) if self.depends[v] == Depends.INPUTS and _is_float(v)]
-        # where a step is tiny the number of kernels in the loop decides
+        floats: list[Any] = [
+            v for v in variables(equation.invars) if self.depends[v] == Depends.INPUTS and _is_float(v)
+        ]
         tiny = equation.primitive.name in _PRODUCTS and _largest([*floats, *equation.outvars]) <= 64
-        return bool(floats) and not tiny and jax.default_backend() == "cpu"
+        one_row = all(size(v) == max(v.aval.shape, default=1) for v in floats)
+        few = tiny and one_row and self._kernel_count() <= _SEQUENTIAL_KERNELS
+        return bool(floats) and (few or not tiny) and jax.default_backend() == "cpu"
+
+    def _kernel_count(self) -> int:
+        """About how many kernels a step runs if nothing leaves the loop: products, results and the loop's counter."""
+        products = [e for e in self.equations if e.primitive.name in _PRODUCTS and self._of(e.outvars)]
+        return 2 * len(products) + len(self.outputs) + 2
 
     def _may_go_ahead(self, equation: core.JaxprEqn) -> bool:
         name = equation.primitive.name
