@@ -88,6 +88,9 @@ def generate(
     max_new_tokens = operator.index(max_new_tokens)
     if max_new_tokens < 0:
         raise ValueError(f"generate needs max_new_tokens >= 0, got {max_new_tokens}.")
+    for given in (key, noise_key):
+        if given is not None:
+            errors.check_key("generate", given)
     if jax.tree_util.all_leaves([sample]):  # a plain function becomes a pytree that compares by it
         sample = jax.tree_util.Partial(sample)
     prompt, mask = jnp.asarray(prompt), None if mask is None else jnp.asarray(mask)

@@ -414,6 +414,8 @@ def same_token(key, logits):
         ({"end": jnp.array([1, 2])}, ValueError, r"one end token, or one a row \(3,\), got end of shape \(2,\)"),
         ({"state": MODEL.initial_state(PARAMS)}, ValueError, "batch axes of the inputs"),
         ({"state": 1.0}, TypeError, "state of another cell"),
+        ({"key": 0}, TypeError, r"needs one key, such as jax.random.key\(0\), got 0"),
+        ({"noise_key": 0}, TypeError, "needs one key"),
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens >= 0, got -1"),
         ({"max_new_tokens": 2.0}, TypeError, "float"),
         ({"sample": float_token}, TypeError, r"integers of shape \(3,\).*gave float32\[3\]"),

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseq.cells.gated import Gated, GatedParams
@@ -26,7 +25,7 @@ class Elman(Gated):
 
     J. L. Elman, Finding structure in time, Cognitive Science 14, 1990.
 
-    >>> import jax
+    >>> import jax, jax.numpy as jnp
     >>> cell = Elman(input_size=2, hidden_size=3)
     >>> state, ys = cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))
     >>> ys.shape, state.hidden.shape
@@ -39,7 +38,7 @@ class Elman(Gated):
     activation: Activation = "tanh"
 
     def initial_state(self, params: GatedParams, batch_shape: tuple[int, ...] = ()) -> ElmanState:
-        return ElmanState(jnp.zeros((*batch_shape, self.hidden_size), params.recurrent_kernel.dtype))
+        return ElmanState(self.zeros(params, batch_shape))
 
     def update(self, params: GatedParams, state: ElmanState, from_input: Array, from_recurrent: Array) -> ElmanState:
         return ElmanState(activation(self.activation)(from_input + from_recurrent))

@@ -73,6 +73,11 @@ class Recurrent(Cell):
         errors.check_dtype(self, x, params.input_kernel.dtype)
         errors.check_state(self, state, jax.eval_shape(lambda p: self.initial_state(p, x.shape[:-1]), params))
 
+    def zeros(self, params: Any, batch_shape: tuple[int, ...], size: int | None = None) -> Float[Array, "*batch size"]:
+        """The start of a state of `size` units, by default `hidden_size`, in the dtype of the params."""
+        errors.check_params(self, params)
+        return jnp.zeros((*batch_shape, size or self.hidden_size), params.recurrent_kernel.dtype)
+
     def product(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
         """`x` times `kernel` `[features, gate, hidden]`, plus `bias` `[gate, hidden]`, in the layout of the gates."""
         if not self._gates_stay_an_axis(kernel):

@@ -33,7 +33,7 @@ class GRUBase(Recurrent):
     gate_activation: Activation = "sigmoid"
 
     def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> GRUState:
-        return GRUState(jnp.zeros((*batch_shape, self.hidden_size), params.recurrent_kernel.dtype))
+        return GRUState(self.zeros(params, batch_shape))
 
 
 class GRU(GRUBase, Gated):

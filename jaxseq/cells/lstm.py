@@ -51,11 +51,8 @@ class LSTM(Gated):
         return params._replace(bias=params.bias.at[1].set(1))
 
     def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        dtype = params.recurrent_kernel.dtype
-        return LSTMState(
-            hidden=jnp.zeros((*batch_shape, self.output_size), dtype),
-            cell=jnp.zeros((*batch_shape, self.hidden_size), dtype),
-        )
+        hidden = self.zeros(params, batch_shape, self.output_size)
+        return LSTMState(hidden, cell=self.zeros(params, batch_shape))
 
     def update(self, params: Any, state: LSTMState, from_input: Array, from_recurrent: Array) -> LSTMState:
         sigma, tanh = activation(self.gate_activation), activation(self.activation)

@@ -30,8 +30,8 @@ class Plain(Wrapper):
 class Remat(Wrapper):
     """A cell that saves for the gradient only its state at every `every`-th step and recomputes the rest.
 
-    The memory for the gradient falls from O(T) to O(T / every + every), for one more forward pass. By default `every`
-    is the square root of the number of steps.
+    What the steps save for the gradient falls from O(T) to O(T / every + every), for one more forward pass; inputs and
+    outputs stay O(T). By default `every` is the square root of the number of steps.
 
     T. Chen et al., Training deep nets with sublinear memory cost, arXiv:1604.06174, 2016.
 

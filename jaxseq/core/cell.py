@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import inspect
 import numbers
 import operator
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform, final
@@ -72,6 +73,11 @@ class SequenceLayer(abc.ABC):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
+            if isinstance(failed := inspect.getattr_static(type(self), name, None), property):
+                try:
+                    return failed.__get__(self)
+                except AttributeError as error:  # as such, it would read as if nothing were declared
+                    raise TypeError(f"{type(self).__name__}.{name} fails: {error}") from error
             why = ": it reads the whole sequence; a Stack of cells steps" if name == "step" else ""
             raise AttributeError(f"{type(self).__name__} has no {name}{why}.")
 
@@ -144,6 +150,9 @@ class SequenceLayer(abc.ABC):
                 f"layers or module-level functions ({error})."
             ) from None
         length = length if length is None else operator.index(length)
+        if key is not None:
+            errors.check_key(self, key)
+        mask, reset = (flags if flags is None else jnp.asarray(flags) for flags in (mask, reset))
         return unroll_checked(self, bool(reverse), length, params, xs, state, mask, reset, key)
 
     @abc.abstractmethod

@@ -95,6 +95,14 @@ def check_flags(layer: Any, flags: Any, name: str, shape: tuple[int, ...]) -> No
         )
 
 
+def check_key(layer: Any, key: Any) -> None:
+    """Raises TypeError unless `key` is one random key, typed or raw."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (typed and key.ndim == 0 or dtype == jnp.uint32 and key.ndim == 1):
+        raise TypeError(f"{layer} needs one key, such as jax.random.key(0), got {key!r}.")
+
+
 def check_initial_state(layer: Any, state: Any, single: Any, batch_shape: tuple[int, ...]) -> None:
     """Raises unless `initial_state` puts the batch axes before those of the state `single` of one sequence."""
     for leaf, one in zip(jax.tree.leaves(state), jax.tree.leaves(single), strict=True):

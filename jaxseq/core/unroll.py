@@ -25,7 +25,7 @@ class Run(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
     """`layer.unroll`: checks, fills in what was left out, moves time to the front once, and calls `layer._unroll`."""
-    xs, state, mask, reset = jax.tree.map(jnp.asarray, (xs, state, mask, reset))
+    xs, state = jax.tree.map(jnp.asarray, (xs, state))
     dtype = errors.float_dtype(params)
     if dtype is not None:
         for leaf in jax.tree.leaves(xs):

@@ -167,6 +167,8 @@ GIVEN = {
         TypeError,
         "got a state.hidden of bfloat16; with these params it is float32: cast one to the other",
     ),
+    "seed": ({"key": 0}, TypeError, "needs one key, such as jax.random.key(0), got 0"),
+    "keys": ({"key": np.zeros((3, 2), np.uint32)}, TypeError, "needs one key, such as"),
 }
 
 
@@ -176,6 +178,13 @@ def test_what_is_given_beside_the_inputs(given, error, message):
         ELMAN.unroll(zeros(ELMAN), XS, **given)
     assert str(caught.value).startswith("Elman(input_size=3, hidden_size=4) ")
     assert message in str(caught.value)
+
+
+def test_masks_may_be_lists():
+    mask = [[True] * 5 + [False] * 2] * 2
+    assert ELMAN.unroll(zeros(ELMAN), XS, mask=mask, reset=mask)[1].shape == (2, 7, 4)
+    with says(TypeError, "needs a boolean mask, got int32[2, 7]: cast it"):
+        ELMAN.unroll(zeros(ELMAN), XS, mask=[[1] * 7] * 2)
 
 
 def test_length_is_needed_where_nothing_tells_it():
@@ -215,6 +224,12 @@ def test_params_of_another_cell(cell, other, error, message, key):
 def test_params_of_another_embedding(params):
     with says(ValueError, "Embed(vocab_size=5, size=3) got params of another layer"):
         EMBED.unroll(params, np.array([[0, 4]]))
+
+
+@pytest.mark.parametrize("cell", [ELMAN, LSTM, js.GRU(3, 4)])
+def test_initial_state_without_params(cell):
+    with says(ValueError, "got params of another layer: (int32[],); init(key) makes"):
+        cell.initial_state((2,))
 
 
 def test_params_of_two_dtypes():
@@ -314,6 +329,16 @@ MISTAKES = {
 def test_mistakes_in_a_cell_of_ones_own(start, returns, error, message):
     with says(error, message):
         Forgetful(start, returns).unroll((), floats(2, 7, 3))
+
+
+def test_a_size_that_fails_is_not_taken_for_none():
+    class Own(js.Elman):
+        @property
+        def output_size(self):
+            return self.hiden_size
+
+    with says(TypeError, "Own.output_size fails: Own has no hiden_size."):
+        js.Stack((Own(3, 4), js.Dense(5, 2)))
 
 
 def test_a_cell_declares_fields_and_has_no_init():
