@@ -101,7 +101,7 @@ def test_readme_opens_with_two_commands_that_set_up_everything():
         assert command.count("\n") == 1
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
     assert main_job.endswith(" && .venv/bin/jaxseq train characters\n")
-    assert tests.endswith(" && .venv/bin/python -m pytest\n")  # .ci/run finds it by this ending
+    assert tests.endswith(" && .venv/bin/python -m pytest -n auto\n")  # .ci/run finds it by this ending
 
 
 def test_readme_examples_run():

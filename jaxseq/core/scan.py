@@ -44,7 +44,8 @@ def scan(
     """Folds `f(carry, x) -> (carry, y)` over the leading axis of `xs`: `jax.lax.scan`, with a faster gradient.
 
     Arguments, results, errors and transformations are those of `jax.lax.scan`; only the order in which sums are formed
-    differs, hence results up to rounding. A step with effects runs under `jax.lax.scan` itself.
+    differs, hence results up to rounding. A step with effects runs under `jax.lax.scan` itself. (Where the rule of a
+    `custom_jvp` is not the derivative, second derivatives depend on the order of modes, and so they may differ here.)
 
     Args:
       f: one step, `(carry, x) -> (carry, y)`; what it closes over is differentiated too.
