@@ -134,7 +134,7 @@ def test_unroll_with_a_key_is_folded_steps_with_its_keys(name):
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_padding_changes_nothing(name):
-    """Nor does what it holds: NaN, huge values, tokens out of range."""
+    """Nor does what it holds: NaN, huge values, tokens out of range. Nor does the state of a row of nothing else."""
     p = program(name)
     clean = p(mask=GAPS, reset=RESETS)
 
@@ -144,6 +144,15 @@ def test_padding_changes_nothing(name):
     for junk in (jnp.nan, 1e300):
         spoilt = jax.tree.map(functools.partial(spoil, junk=junk), p.xs)
         assert_same(p(xs=spoilt, mask=GAPS, reset=RESETS), clean)
+    empty = ~GAPS.any(axis=1)  # of these rows the state is only handed on
+    lost = jax.tree.map(
+        lambda leaf: jnp.where(jnp.expand_dims(empty, tuple(range(1, leaf.ndim))), jnp.nan, leaf)
+        if is_real(leaf)
+        else leaf,
+        p.state,
+    )
+    parts = ("ys", "params", "xs", "initial")
+    assert_same(*({part: p(state=state, mask=GAPS)[part] for part in parts} for state in (lost, p.state)))
     kept = jax.tree.map(lambda leaf: np.asarray(leaf)[~np.asarray(GAPS)], (clean["ys"], clean["xs"]))
     for leaf in jax.tree.leaves(kept):
         assert leaf.dtype == jax.dtypes.float0 or not leaf.any()
@@ -227,6 +236,11 @@ def test_other_ways_to_read_the_same_sequences(name):
     p = program(name)
     flip = functools.partial(jax.tree.map, functools.partial(jnp.flip, axis=1))
 
+    def backward(params, xs, state, mask, reset):
+        options = {"mask": flip(mask), "reset": flip(reset), "reverse": True}
+        state, ys = p.layer.unroll(params, flip(xs), state, **options)
+        return state, flip(ys)
+
     def vmapped(params, xs, state, mask, reset):
         def row(xs, state, mask, reset):
             return p.layer.unroll(params, xs, state, mask=mask, reset=reset)
@@ -237,8 +251,8 @@ def test_other_ways_to_read_the_same_sequences(name):
     def others(params, xs, state, mask, reset):
         wide = functools.partial(jax.tree.map, lambda leaf: leaf[None])
         return {
-            "reversed": p.layer.unroll(params, flip(xs), state, mask=flip(mask), reset=flip(reset), reverse=True),
-            "vmapped": vmapped(params, xs, state, mask, reset),
+            "backward": with_gradients(backward, params, xs, state, mask=mask, reset=reset),
+            "vmapped": with_gradients(vmapped, params, xs, state, mask=mask, reset=reset),
             "axes": p.layer.unroll(params, wide(xs), wide(state), mask=mask[None], reset=reset[None]),
         }
 
@@ -246,10 +260,9 @@ def test_other_ways_to_read_the_same_sequences(name):
     over_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     out = others(p.params, *jax.device_put((p.xs, p.state, GAPS, RESETS), over_rows))
     expected = p(mask=GAPS, reset=RESETS)
-    expected = (expected["state"], expected["ys"])
-    assert_same((out["reversed"][0], flip(out["reversed"][1])), expected)
+    assert_same(out["backward"], expected)
     assert_same(out["vmapped"], expected)
-    assert_same(at(out["axes"], 0), expected)
+    assert_same(at(out["axes"], 0), (expected["state"], expected["ys"]))
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)

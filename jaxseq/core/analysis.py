@@ -22,7 +22,11 @@ _RESHAPING = frozenset(("reshape", "squeeze", "transpose"))
 _EXPANDING = frozenset(("broadcast_in_dim", "iota"))
 _LINEAR = _SUMS | {"sub", "mul", "select_n", "broadcast_in_dim"}
 # linear in what they read from, and worth more than a pass over memory
-_PRODUCTS = frozenset(("dot_general", "conv_general_dilated", "gather", "dynamic_slice"))
+_LOOKUPS = frozenset(("gather", "dynamic_slice"))
+_PRODUCTS = _LOOKUPS | {"dot_general", "conv_general_dilated"}
+
+# what `vmap` refuses or computes otherwise
+_OPAQUE = frozenset(("pure_callback", "ffi_call", "rng_bit_generator"))
 
 # What costs about as much to compute as to read back. (A slice is smaller than what it is taken from.)
 _SLICES = frozenset(("slice", "split", "unstack"))
@@ -89,9 +93,14 @@ class Plan:
 def analyse(jaxpr: Any, carry_size: int) -> Plan | None:
     """The plan of the step `jaxpr`, whose first `carry_size` inputs are the carry, or None if it must run as it is."""
     atoms = [*jaxpr.constvars, *jaxpr.invars, *jaxpr.outvars, *(v for e in jaxpr.eqns for v in (*e.invars, *e.outvars))]
-    if jaxpr.effects or not all(hasattr(atom.aval, "shape") and hasattr(atom.aval, "dtype") for atom in atoms):
+    if jaxpr.effects or not all(_is_array(atom.aval) for atom in atoms):
         return None
     return _Analysis(jaxpr, carry_size).plan()
+
+
+def _is_array(aval: Any) -> bool:
+    """Whether `aval` is an array of known size: neither a reference nor of a symbolic shape."""
+    return hasattr(aval, "dtype") and all(isinstance(axis, int) for axis in getattr(aval, "shape", (None,)))
 
 
 class _Analysis:
@@ -203,7 +212,7 @@ class _Analysis:
 
     def _may_go_ahead(self, equation: core.JaxprEqn) -> bool:
         name = equation.primitive.name
-        if name in _EXPANDING or name == "rng_bit_generator" or not _is_elementary(equation):
+        if name in _EXPANDING | _OPAQUE or not _is_elementary(equation):
             return False
         if any("rbg" in str(dtype(atom)) for atom in equation.invars):  # such keys give other bits under vmap
             return False
@@ -257,7 +266,8 @@ class _Analysis:
         if len(constants) != 1:
             return ()
         others = [v for i, v in enumerate(equation.invars) if i not in constants and _is_float(v)]
-        limit = max(size(equation.invars[constants[0]]), self.room)
+        kernel = 0 if equation.primitive.name in _LOOKUPS else size(equation.invars[constants[0]])
+        limit = max(kernel, self.room)
         return constants if _largest([*others, *equation.outvars]) <= limit else ()
 
     def _slots(self, deferred: dict[int, tuple[int, ...]]) -> dict[core.Var, list[Term]]:

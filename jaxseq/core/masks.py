@@ -1,12 +1,13 @@
 """What happens at padded steps and at the starts of segments: one meaning for every layer."""
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+from jaxseq.core import errors
 
 
 def length_mask(lengths: Int[Array, "*batch"], time: int) -> Bool[Array, "*batch time"]:
@@ -18,7 +19,9 @@ def length_mask(lengths: Int[Array, "*batch"], time: int) -> Bool[Array, "*batch
     lengths = jnp.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"length_mask needs integer lengths, got {lengths.dtype}.")
-    steps = jax.lax.broadcasted_iota(lengths.dtype, (*lengths.shape, operator.index(time)), lengths.ndim)
+    if isinstance(time, float) or jnp.ndim(time) > 0:
+        raise TypeError(f"length_mask(lengths, time) needs the number of steps as time, got {errors.shape_of(time)}.")
+    steps = jax.lax.broadcasted_iota(lengths.dtype, (*lengths.shape, time), lengths.ndim)
     return steps < lengths[..., None]
 
 
@@ -37,15 +40,16 @@ def zero_unless(flags: Bool[Array, "*batch"], values: Any) -> Any:
     return select(flags, values, jax.tree.map(jnp.zeros_like, values))
 
 
-def hold(step: Callable[..., Any]) -> Callable[..., Any]:
+def hold(step: Callable[..., Any], start: Any) -> Callable[..., Any]:
     """A step `(state, x) -> (state, y)` as `(state, (x, keep))`: not `keep` holds the state and outputs zero.
 
-    The caller gives x = 0 there: a `where` on the results alone would let the gradient of NaN through.
+    There the step is computed from `start`, and the caller gives x = 0: a `where` on the results alone would let the
+    gradient of NaN through.
     """
 
     def held(state, inputs):
         x, keep = inputs
-        new_state, y = step(state, x)
+        new_state, y = step(select(keep, state, start), x)
         return select(keep, new_state, state), zero_unless(keep, y)
 
     return held
@@ -63,4 +67,8 @@ def reset_where(cell: Any, params: Any, state: Any, done: Bool[Array, "*batch"])
     >>> reset_where(cell, params, state, jnp.array([True, False])).hidden.tolist()
     [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     """
-    return select(done, cell.initial_state(params, done.shape), state)
+    done = jnp.asarray(done)
+    start = cell.initial_state(params, done.shape)
+    errors.check_flags(cell, done, "done", done.shape)
+    errors.check_state(cell, state, start)
+    return select(done, start, state)

@@ -19,7 +19,7 @@ its transpose, and higher derivatives, `vmap`, `jit`, `checkpoint` and `shard_ma
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -44,8 +44,12 @@ def scan(
     """Folds `f(carry, x) -> (carry, y)` over the leading axis of `xs`: `jax.lax.scan`, with a faster gradient.
 
     Arguments, results, errors and transformations are those of `jax.lax.scan`; only the order in which sums are formed
-    differs, hence results up to rounding. A step with effects runs under `jax.lax.scan` itself. (Where the rule of a
-    `custom_jvp` is not the derivative, second derivatives depend on the order of modes, and so they may differ here.)
+    differs, hence results up to rounding. A step with effects, or of symbolic shapes, runs under `jax.lax.scan` itself.
+
+    The gradient holds the products' cotangents of all steps at once, as fast kernels do: it may need up to about twice
+    the memory. A `jax.checkpoint` in the step is obeyed, and `Remat` bounds it for any cell. Outside of `jit`, `grad`
+    and `vmap` trace the step anew at each call. Where the rule of a `custom_jvp` is not the derivative, second
+    derivatives depend on the order of modes, and so they may differ here.
 
     Args:
       f: one step, `(carry, x) -> (carry, y)`; what it closes over is differentiated too.
@@ -76,7 +80,7 @@ def scan(
     traced = _trace(f, init, xs, options)
     carry, inputs = jax.tree.leaves(init), jax.tree.leaves(xs)
     steps: Any = jax.typeof(inputs[0]).shape[0] if inputs else length
-    plan = analyse(traced.body.jaxpr, len(carry)) if steps else None
+    plan = analyse(traced.body.jaxpr, len(carry)) if isinstance(steps, int) and steps else None
     if plan is None:
         return lax.scan(traced.step, init, xs, **options)
 
@@ -278,10 +282,23 @@ def _transposed(plan: Plan, constants: Mapping) -> dict:
 
 
 def _saving(plan: Plan) -> Callable:
-    """`jax.checkpoint` with the policy; nothing for complex steps, whose saved values it cannot mark."""
-    if any(jnp.issubdtype(equations.dtype(var), jnp.complexfloating) for e in plan.loop for var in e.outvars):
+    """`jax.checkpoint` with the policy.
+
+    Not for complex steps, whose saved values it cannot mark, nor where the step says itself what to save.
+    """
+    is_complex = any(jnp.issubdtype(equations.dtype(var), jnp.complexfloating) for e in plan.loop for var in e.outvars)
+    if is_complex or _has_checkpoint(plan.loop):
         return lambda step: step
     return functools.partial(jax.checkpoint, policy=_worth_saving(plan.room), prevent_cse=False)
+
+
+def _has_checkpoint(equations: Iterable[core.JaxprEqn]) -> bool:
+    """Whether a `jax.checkpoint` is among the equations or in what they call."""
+    return any(
+        equation.primitive.name in ("checkpoint", "remat2")
+        or any(_has_checkpoint(inner.eqns) for inner in core.jaxprs_in_params(equation.params))
+        for equation in equations
+    )
 
 
 def _worth_saving(room: int) -> Callable[..., bool]:

@@ -63,7 +63,8 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
 
 def unroll_steps(scan: Callable[..., Any], cell: Any, params: Any, xs: Any, state: Any, run: Run) -> Any:
     """The default `_unroll`: `cell.step` under `scan`, with the mask, resets and keys of `run`."""
-    start = None if run.reset is None else cell.initial_state(params, run.batch_shape)
+    fresh = run.keep is not None or run.reset is not None
+    start = cell.initial_state(params, run.batch_shape) if fresh else None
 
     def step(state, inputs):
         result = cell.step(params, state, *inputs)
@@ -74,7 +75,7 @@ def unroll_steps(scan: Callable[..., Any], cell: Any, params: Any, xs: Any, stat
         x, keep, reset, key = inputs
         if reset is not None:
             state = masks.select(reset, start, state)
-        return step(state, (x, key)) if keep is None else masks.hold(step)(state, ((x, key), keep))
+        return step(state, (x, key)) if keep is None else masks.hold(step, start)(state, ((x, key), keep))
 
     return scan_from_fresh(scan, body, state, (xs, run.keep, run.reset, run.keys), run.length, run.reverse)
 
@@ -87,10 +88,11 @@ def scan_from_fresh(
     def typed(leaf, after):
         return leaf if jax.typeof(leaf) == jax.typeof(after) else leaf + jnp.zeros_like(after)
 
-    if length and not jax.sharding.get_abstract_mesh().empty:
+    if not jax.sharding.get_abstract_mesh().empty and length:
         after, _ = body(state, jax.tree.map(lambda x: x[0], xs))  # only its types are used
         state = jax.tree.map(typed, state, after)
-    return scan(body, state, xs, length=length, reverse=reverse)
+    known = bool(jax.tree.leaves(xs))  # a symbolic length is read from them, and only from them
+    return scan(body, state, xs, length=None if known else length, reverse=reverse)
 
 
 def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ def test_length_mask():
     assert js.length_mask(jnp.array(1), 2).tolist() == [True, False]
     with pytest.raises(TypeError, match="integer lengths, got float32"):
         js.length_mask(jnp.array([1.5]), 3)
+    with pytest.raises(TypeError, match=r"length_mask\(lengths, time\) needs the number of steps as time, got int32\[2\]"):
+        js.length_mask(5, jnp.array([1, 2]))
 
 
 def test_steps_with_reset_where_are_unroll_with_reset():
@@ -32,3 +34,17 @@ def test_steps_with_reset_where_are_unroll_with_reset():
     _, expected = cell.unroll(params, xs, reset=jnp.pad(done[:, :-1], ((0, 0), (1, 0))))
     np.testing.assert_allclose(jnp.stack(ys, 1), expected, atol=1e-6)
     assert bool(done.any()) and not bool(done.all())
+
+
+@pytest.mark.parametrize(
+    "done, error, message",
+    [
+        (jnp.ones(3, bool), ValueError, r"got a state\[0\].hidden of shape \(2, 3\); these inputs need \(3, 3\)"),
+        (jnp.ones(2, int), TypeError, "needs a boolean done, got int32"),
+    ],
+)
+def test_reset_where_checks_what_it_is_given(done, error, message):
+    cell = js.Stack((js.LSTM(2, 3),))
+    params = cell.init(jax.random.key(0))
+    with pytest.raises(error, match=message):
+        js.reset_where(cell, params, cell.initial_state(params, (2,)), done)
