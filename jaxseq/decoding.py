@@ -148,15 +148,15 @@ def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, 
             log_probs=loop.log_probs.at[loop.count].set(jnp.where(loop.active, log_prob, 0)),
         )
 
-    filler = jnp.zeros_like(token) if end is None else end.astype(token.dtype)
+    filler = jnp.zeros_like(token) if end is None else end.astype(token.dtype) + jnp.zeros_like(token)
     loop = _Loop(
         count=jnp.zeros((), int),
         state=state,
         token=token,
-        active=jnp.ones(batch_shape, bool),
-        lengths=jnp.zeros(batch_shape, int),
+        active=jnp.ones_like(token, bool),
+        lengths=jnp.zeros_like(token, int),
         tokens=jnp.broadcast_to(filler, (max_new_tokens, *batch_shape)),
-        log_probs=jnp.zeros((max_new_tokens, *batch_shape), log_prob_dtype),
+        log_probs=jnp.zeros_like(jnp.broadcast_to(token, (max_new_tokens, *batch_shape)), log_prob_dtype),
     )
     if max_new_tokens > 0:  # the body cannot write into nothing
         loop = jax.lax.while_loop(lambda loop: (loop.count < max_new_tokens) & loop.active.any(), body, loop)
@@ -174,10 +174,15 @@ def _with_start(prompt, mask, start):
         errors.check_flags("generate", mask, "mask", prompt.shape)
     if start is None:
         return prompt, mask
-    first = _one_a_row("start", start, prompt.shape[:-1]).astype(prompt.dtype)[..., None]
+    first = (_one_a_row("start", start, prompt.shape[:-1]).astype(prompt.dtype) + _zero(prompt))[..., None]
     if mask is not None:
-        mask = jnp.concatenate([jnp.ones(first.shape, bool), mask], axis=-1)
+        mask = jnp.concatenate([jnp.ones_like(first, bool), mask], axis=-1)
     return jnp.concatenate([first, prompt], axis=-1), mask
+
+
+def _zero(prompt):
+    """A token 0 for each row, placed on the devices as the rows are: fresh zeros know of no mesh."""
+    return 0 * prompt.sum(axis=-1, dtype=prompt.dtype)
 
 
 def _one_a_row(name, token, batch_shape):
@@ -194,13 +199,13 @@ def _split_last(cell, params, prompt, mask):
 
     The loop begins by reading that token, so that it alone makes logits, also where rows differ in length.
     """
-    zero = cell.zero_input(params, prompt.shape[:-1]).astype(prompt.dtype)
+    zero = cell.zero_input(params, prompt.shape[:-1]).astype(prompt.dtype) + _zero(prompt)
     time = prompt.shape[-1]
     if time == 0:
         return prompt, None, zero
     if mask is None:
         return prompt[..., :-1], None, prompt[..., -1]
-    times = jnp.broadcast_to(jnp.arange(time), mask.shape)
+    times = jnp.cumsum(jnp.ones_like(mask, int), axis=-1) - 1
     last = jnp.where(mask, times, -1).max(axis=-1, keepdims=True)
     token = jnp.take_along_axis(prompt, jnp.maximum(last, 0), axis=-1)[..., 0]
     mask &= times < last

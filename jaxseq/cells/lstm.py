@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxseq.cells.gated import GATED_AXES, Gated, GatedParams, init_gated
 from jaxseq.core.activations import Activation, activation
+from jaxseq.core.sharding import out_sharding
 
 _lecun = initializers.lecun_normal()
 
@@ -177,5 +178,7 @@ class ProjectedLSTM(LSTM):
 
     def step(self, params: Any, state: LSTMState, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
         state, hidden = super().step(params, state, x)
-        hidden = hidden @ params.projection_kernel
+        kernel = params.projection_kernel
+        spec = PartitionSpec(*jax.typeof(hidden).sharding.spec[:-1], jax.typeof(kernel).sharding.spec[-1])
+        hidden = jnp.matmul(hidden, kernel, out_sharding=out_sharding(spec, hidden, kernel))
         return LSTMState(hidden=hidden, cell=state.cell), hidden

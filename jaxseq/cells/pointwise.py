@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxseq.core import errors, masks
 from jaxseq.core.activations import Activation, activation
 from jaxseq.core.cell import Cell, Params, Run
+from jaxseq.core.sharding import out_sharding
 
 _lecun = initializers.lecun_normal()
 _normal = initializers.normal()
@@ -108,8 +109,8 @@ class Embed(Pointwise):
         errors.check_tokens(self, x)
         embedding = jnp.asarray(params.embedding)
         spec = PartitionSpec(*jax.typeof(x).sharding.spec, jax.typeof(embedding).sharding.spec[-1])
-        out_sharding = None if spec == PartitionSpec(*[None] * len(spec)) else spec
-        return embedding.at[x].get(out_sharding=out_sharding, wrap_negative_indices=False)  # a token -1 is out of range
+        sharding = out_sharding(spec, x, embedding)
+        return embedding.at[x].get(out_sharding=sharding, wrap_negative_indices=False)  # a token -1 is out of range
 
 
 class DenseParams(NamedTuple):

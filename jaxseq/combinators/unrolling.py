@@ -71,6 +71,8 @@ class Remat(Wrapper):
         def short_chunk(state):
             return chunk(params, state, jax.tree.map(lambda leaf: leaf[count * every :], steps), rest)
 
+        if not count:
+            return short_chunk(state)
         if not rest:
             return whole_chunks(state)
         if run.reverse:

@@ -88,8 +88,13 @@ def scan_from_fresh(
     def typed(leaf, after):
         return leaf if jax.typeof(leaf) == jax.typeof(after) else leaf + jnp.zeros_like(after)
 
-    if not jax.sharding.get_abstract_mesh().empty and length:
-        after, _ = body(state, jax.tree.map(lambda x: x[0], xs))  # only its types are used
+    def first(x):
+        if length or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return x[0]
+        return x.sum(axis=0).astype(x.dtype)  # a sum of nothing, of the type of a step
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        after, _ = body(state, jax.tree.map(first, xs))  # only its types are used
         state = jax.tree.map(typed, state, after)
     known = bool(jax.tree.leaves(xs))  # a symbolic length is read from them, and only from them
     return scan(body, state, xs, length=None if known else length, reverse=reverse)

@@ -10,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxseq as js
 
-CELL = js.Stack((js.Embed(5, 3), js.LSTM(3, 4), js.Remat(js.GRU(4, 4), every=2), js.Dense(4, 5)))
+LAYERS = (js.Embed(5, 3), js.LSTM(3, 4), js.Remat(js.GRU(4, 4), every=2), js.ProjectedLSTM(4, 6, 4), js.Dense(4, 5))
+CELL = js.Stack(LAYERS)
 TOKENS = jax.random.randint(jax.random.key(1), (4, 6), 0, 5)
 MASK = js.length_mask(jnp.array([6, 2, 0, 5]), 6)
 RESET = jnp.zeros((4, 6), bool).at[0, 3].set(True)
@@ -65,3 +66,34 @@ def test_shard_map():
         local, mesh=mesh, in_specs=(PartitionSpec(), rows, rows, rows), out_specs=(PartitionSpec(), PartitionSpec())
     )
     assert_close(jax.jit(mapped)(params, TOKENS, MASK, RESET), expected)
+
+
+PROMPTS = {
+    "prompt": {"prompt": TOKENS},
+    "lengths": {"prompt": TOKENS, "mask": MASK},
+    "start": {"prompt": TOKENS[:, :2], "start": jnp.array(1)},
+    "empty": {"prompt": TOKENS[:, :0]},
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit, AxisType.Manual])
+def test_generate(name, kind):
+    params = CELL.init(jax.random.key(0))
+
+    def run(params, given):
+        return js.generate(CELL, params, max_new_tokens=4, end=2, **given)
+
+    expected = run(params, PROMPTS[name])
+    specs = {key: PartitionSpec("devices") if value.ndim else PartitionSpec() for key, value in PROMPTS[name].items()}
+    if kind == AxisType.Manual:
+        mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
+        run = jax.shard_map(run, mesh=mesh, in_specs=(PartitionSpec(), specs), out_specs=PartitionSpec("devices"))
+        out = jax.jit(run)(params, PROMPTS[name])
+    else:
+        mesh = jax.make_mesh((2,), ("devices",), axis_types=(kind,))
+        with jax.set_mesh(mesh):
+            shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+            out = run(params, jax.device_put(PROMPTS[name], shardings))
+    np.testing.assert_array_equal(out.tokens, expected.tokens)
+    assert_close(out, expected)
