@@ -16,9 +16,7 @@ def test_length_mask():
     assert js.length_mask(jnp.array(1), 2).tolist() == [True, False]
     with pytest.raises(TypeError, match="integer lengths, got float32"):
         js.length_mask(jnp.array([1.5]), 3)
-    with pytest.raises(
-        TypeError, match=r"needs the number of steps as time, got int32\[2\]"
-    ):
+    with pytest.raises(TypeError, match=r"needs the number of steps as time, got int32\[2\]"):
         js.length_mask(5, jnp.array([1, 2]))
 
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import jaxseq as js
 from jaxseq.core.scan import scan
 
 from .bodies import BATCH, BODIES, HIDDEN, INPUT, TIME
@@ -222,6 +223,34 @@ def test_a_callback_runs_in_every_step():
     assert seen == [0.0, 1.0, 2.0]
     expected = jax.grad(lambda xs: lax.scan(lambda h, x: (h + x, h * x), 1.0, xs)[1].sum())(jnp.arange(3.0))
     np.testing.assert_allclose(gradient, expected)
+
+
+def test_a_pure_callback_of_the_input_runs_once_a_step():
+    """`vmap`, over all steps at once, would refuse it."""
+
+    def step(h, x):
+        looked_up = jax.pure_callback(lambda x: np.float32(2 * x), jax.ShapeDtypeStruct((), jnp.float32), x)
+        return jnp.tanh(h + looked_up), h
+
+    def loss(engine, h):
+        return engine(step, h, jnp.arange(3))[1].sum()
+
+    got, expected = (jax.jit(functools.partial(loss, engine))(0.5) for engine in (scan, lax.scan))
+    assert_equal_trees(got, expected)
+
+
+def test_symbolic_shapes():
+    """As `jax.export` has them."""
+    batch, time = export.symbolic_shape("batch, time")
+    cell = js.LSTM(INPUT, HIDDEN)
+    params = cell.init(jax.random.key(0))
+
+    def loss(xs):
+        return cell.unroll(params, xs)[1].sum()
+
+    for leading in ((batch, TIME), (BATCH, time), (batch, time)):
+        shape = jax.ShapeDtypeStruct((*leading, INPUT), jnp.float32)
+        assert export.export(jax.jit(jax.grad(loss)))(shape).out_avals[0].shape == (*leading, INPUT)
 
 
 def test_a_step_may_write_to_a_ref():

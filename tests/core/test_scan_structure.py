@@ -1,5 +1,7 @@
 """What the gradient of `jaxseq.scan` computes inside and outside its loops, read from jaxprs and compiled programs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -124,6 +126,50 @@ def test_additive_attention_does_not_store_time_by_memory_by_depth():
     assert stored < all_energies / 4
     plain, _ = temporary_bytes(lax.scan)  # so the check can fail
     assert plain > all_energies
+
+
+def temporary_memory(run, *shapes):
+    """What a gradient stores, in bytes."""
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(gradient_of_sum(run)).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def gradient_of_sum(run):
+    return jax.grad(lambda *arguments: jnp.sum(run(*arguments)))
+
+
+@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.nothing_saveable], ids=["", "policy"])
+def test_a_checkpoint_in_the_step_is_obeyed(policy):
+    time, batch, size = 64, 4, 32
+
+    def stored(engine, mark):
+        @mark
+        def deep(h, kernel):
+            for _ in range(6):
+                h = jnp.tanh(jnp.sin(h) @ kernel)
+            return h
+
+        def run(kernel, h):
+            return engine(lambda h, _: (deep(h, kernel), None), h, None, length=time)[0]
+
+        return temporary_memory(run, (size, size), (batch, size))
+
+    mark = functools.partial(jax.checkpoint, policy=policy)
+    assert stored(scan, mark) <= 1.1 * stored(lax.scan, mark)
+    assert stored(scan, lambda f: f) > 3 * stored(scan, mark)  # so the check can fail
+
+
+def test_rows_that_the_carry_looks_up_are_stored_only_where_the_carry_is_as_large():
+    def stored(engine):
+        def run(table):
+            def step(index, _):
+                return (index + 1) % len(table), table[index].sum(-1)
+
+            return engine(step, jnp.arange(8), None, length=256)[1]
+
+        return temporary_memory(run, (1000, 64))
+
+    assert stored(scan) <= 1.1 * stored(lax.scan)
 
 
 def test_names_survive_in_the_compiled_program():
