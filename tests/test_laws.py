@@ -146,9 +146,9 @@ def test_padding_changes_nothing(name):
         assert_same(p(xs=spoilt, mask=GAPS, reset=RESETS), clean)
     empty = ~GAPS.any(axis=1)  # of these rows the state is only handed on
     lost = jax.tree.map(
-        lambda leaf: jnp.where(jnp.expand_dims(empty, tuple(range(1, leaf.ndim))), jnp.nan, leaf)
-        if is_real(leaf)
-        else leaf,
+        lambda leaf: (
+            jnp.where(jnp.expand_dims(empty, tuple(range(1, leaf.ndim))), jnp.nan, leaf) if is_real(leaf) else leaf
+        ),
         p.state,
     )
     parts = ("ys", "params", "xs", "initial")
