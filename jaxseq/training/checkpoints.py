@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from jaxseq.training.errors import UserError, disk_is_full, require
+from jaxseq.training.forms import find_fault
 
 _ARRAYS, _EXTRA, _MANIFEST, _PARTIAL = "arrays", "extra.json", "manifest.json", ".partial"
 
@@ -80,10 +81,13 @@ def save(folder: pathlib.Path, step: int, tree: Any, extra: dict[str, Any] | Non
         shutil.rmtree(left, ignore_errors=True)
 
 
-def newest(folder: pathlib.Path, report: Callable[[str], None] = print) -> Checkpoint | None:
+def newest(
+    folder: pathlib.Path, report: Callable[[str], None] = print, extra: dict[str, Any] | None = None
+) -> Checkpoint | None:
     """The newest checkpoint that is whole; None if there are no checkpoints.
 
-    `report` is told of each newer one that is not whole, and why.
+    `report` is told of each newer one that is not whole, and why. To be whole, its `extra` must have the form `extra`,
+    see `forms.find_fault`.
 
     Raises:
         UserError: if there are checkpoints, and all of them are damaged.
@@ -93,9 +97,13 @@ def newest(folder: pathlib.Path, report: Callable[[str], None] = print) -> Check
         path = folder / f"{step:08d}"
         damage = find_damage(path)
         if damage is None:
-            for message in damaged:
-                report(f"{message}: using the one before it")
-            return Checkpoint(step, path, json.loads((path / _EXTRA).read_text(encoding="utf-8")))
+            found = json.loads((path / _EXTRA).read_text(encoding="utf-8"))
+            fault = find_fault(found, extra or {}, "extra")
+            if fault is None:
+                for message in damaged:
+                    report(f"{message}: using the one before it")
+                return Checkpoint(step, path, found)
+            damage = f"{_EXTRA} has no usable {fault}"
         damaged.append(f"the checkpoint of step {step} is damaged ({damage})")
     if damaged:
         raise UserError(

@@ -10,8 +10,10 @@ from typing import Any
 
 from jaxseq.training import checkpoints
 from jaxseq.training.errors import UserError, disk_is_full
+from jaxseq.training.forms import find_fault
 
 _ABOUT, _METRICS, _SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
+_SAVED = {"logs": {_METRICS: int, _SAMPLES: int}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Run:
     def checkpoints(self) -> pathlib.Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def check(self, form: Any) -> None:
+        """Raises UserError, naming what is wrong, if `about` has not this form; see `forms.find_fault`."""
+        fault = find_fault(self.about, form)
+        if fault is not None:
+            raise UserError(f"{_ABOUT} of {self.path} has no usable {fault}")
 
     def record(self, values: dict[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`; UserError if the disk is full."""
@@ -63,7 +71,7 @@ class Run:
             UserError: if all checkpoints are damaged, or the newest whole one holds the state of another model, or
                 `metrics.jsonl` is not what it was up to there. Nothing is changed then.
         """
-        checkpoint = checkpoints.newest(self.checkpoints, report)
+        checkpoint = checkpoints.newest(self.checkpoints, report, _SAVED)
         if checkpoint is None:
             self._cut({})
             return None
@@ -111,7 +119,7 @@ def open_run(path: pathlib.Path) -> Run:
     """
     try:
         about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
         raise UserError(f"{path} is not a run folder: it has no readable {_ABOUT}")
