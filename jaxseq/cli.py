@@ -9,15 +9,14 @@ import dataclasses
 import io
 import os
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
 from jaxseq.recipes import characters
 from jaxseq.training.errors import MissingExtra, UserError, require
-from jaxseq.training.loop import Stopped
 from jaxseq.training.runs import open_run
+from jaxseq.training.signals import Signals, Stopped
 from jaxseq.training.writing import Sampling
 
 RECIPES = {"characters": characters}
@@ -42,10 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     status = 0
     try:
-        try:
-            status = _status(list(sys.argv[1:] if arguments is None else arguments))
-        finally:
-            print(end="", flush=True)
+        with Signals(exits=True) as signals:
+            try:
+                status = _status(list(sys.argv[1:] if arguments is None else arguments))
+            finally:
+                print(end="", flush=True)
+        if signals.received:  # too late for a step to stop after it
+            return 128 + signals.received
     except OSError as error:  # of the standard output, which Python would try to flush again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE if isinstance(error, BrokenPipeError) else status or _fail(str(error))
@@ -63,8 +65,6 @@ def _status(arguments: list[str]) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Stopped as stopped:
         return 128 + stopped.signum
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return 0
 
 
@@ -103,9 +103,17 @@ def _parse(flags: Any, arguments: list[str], program: str, **options: Any) -> An
 
 def _check_same_flags(recipe: Any, resume: pathlib.Path, flags: list[str]) -> None:
     """Raises UserError if a flag beside `--resume` is not as it was when the run began."""
-    stored = recipe.stored_config(open_run(resume))
+    stored = dataclasses.replace(recipe.stored_config(open_run(resume)), run=resume)
     given = _parse(recipe.Config, flags, "jaxseq train", default=stored)
-    fields = (field.name for field in dataclasses.fields(stored))
-    changed = [f"--{name.replace('_', '-')}" for name in fields if getattr(given, name) != getattr(stored, name)]
+    changed = []
+    for field in dataclasses.fields(stored):
+        new, old = (_resolved(getattr(config, field.name)) for config in (given, stored))
+        if new != old:
+            was = "the default" if old is None else old
+            changed.append(f"--{field.name.replace('_', '-')} {getattr(given, field.name)} (it began with {was})")
     if changed:
         raise UserError(f"--resume continues {resume} as it began: leave out {', '.join(changed)}")
+
+
+def _resolved(value: Any) -> Any:
+    return value.resolve() if isinstance(value, pathlib.Path) else value

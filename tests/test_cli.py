@@ -164,7 +164,7 @@ def test_unknown_commands_and_flags_exit_with_2(capsys: pytest.CaptureFixture[st
         (b"", "is empty"),
         (b"\x89PNG\r\n\xff", "is not UTF-8 text"),
         (b"The\0cat", "is binary"),
-        (b"The cat sat on the", "do not fill one window: batch 2 x time 8 needs 17"),
+        (b"The cat sat on the", "characters of training text do not fill one window: batch 2 x time 8 needs 17"),
     ],
 )
 def test_a_bad_text_is_one_line(tmp_path: pathlib.Path, capsys, content: bytes | None, words: str):
@@ -213,9 +213,17 @@ def test_going_on_with_what_is_no_run_is_one_line(tmp_path: pathlib.Path, capsys
         (lambda about: {"recipe": "characters"}, "has no usable config"),
         (lambda about: about.pop("vocabulary"), "has no usable vocabulary"),
         (lambda about: about.update(opening=3), "has no usable opening"),
-        (lambda about: about["text"].pop("sha256"), "has no sha256 of its text"),
-        (lambda about: about["config"].update(batch="2"), "has '2' as its batch"),
-        (lambda about: about["config"].update(layers=0), "--layers must be at least 1, got 0"),
+        (lambda about: about["text"].pop("sha256"), "has no usable text.sha256"),
+        (lambda about: about["text"].update(characters="x"), "has no usable text.characters"),
+        (lambda about: about["text"].update(skipped_files=5), "has no usable text.skipped_files"),
+        (lambda about: about.update(baseline_bits={"validation": 3}), "has no usable baseline_bits.validation"),
+        (lambda about: about["baseline_bits"].pop("validation"), "has no usable baseline_bits.validation"),
+        (lambda about: about.update(vocabulary=about["vocabulary"][::-1]), "needs a vocabulary in order"),
+        (lambda about: about.update(vocabulary=about["vocabulary"][0] + about["vocabulary"]), "each character once"),
+        (lambda about: about.update(opening="ä"), "and an opening out of it"),
+        (lambda about: about["config"].update(batch="2"), "has no usable config.batch"),
+        (lambda about: about["config"].update(layers=0), "--layers must be at least 1 and less than 2**31, got 0"),
+        (lambda about: about["config"].update(epochs=10**12), "--epochs must be at least 1 and less than 2**31, got"),
         (
             lambda about: about["config"].update(hidden_size=9),
             "is of another model: it holds float32 of shape (2, 8) where",
@@ -300,14 +308,16 @@ def test_characters_that_the_output_cannot_show_are_escaped(monkeypatch: pytest.
     assert raw.getvalue().split() == [rb"na\xefve", rb"\u65e5"]
 
 
-def test_going_on_takes_the_flags_of_the_run_only(finished: pathlib.Path, text: pathlib.Path, capsys):
+def test_going_on_takes_the_flags_of_the_run_only(finished: pathlib.Path, text: pathlib.Path, capsys, monkeypatch):
     resume = ["train", "characters", "--resume", str(finished)]
-    assert cli.main([*resume, "--hidden-size", "9", "--epochs", "4"]) == 2
-    assert_one_line(capsys, f"--resume continues {finished} as it began: leave out --hidden-size\n")
-    assert cli.main([*resume, "--run", "elsewhere"]) == 2
-    assert_one_line(capsys, "leave out --run\n")
+    assert cli.main([*resume, "--hidden-size", "9", "--epochs", "4", "--run", "elsewhere"]) == 2
+    changed = f"--run elsewhere (it began with {finished}), --hidden-size 9 (it began with 8)"
+    assert_one_line(capsys, f"--resume continues {finished} as it began: leave out {changed}\n")
     before = log(finished), final_state(finished)
-    assert cli.main([*resume, "--text", str(text), *FLAGS]) == 0
+    monkeypatch.chdir(text.parent)
+    assert cli.main([*resume, "--text", text.name, *FLAGS]) == 0
+    said = capsys.readouterr().out
+    assert "this run is finished" in said and "continuing" not in said and "bits per character, " in said
     assert jax.tree.all(jax.tree.map(np.array_equal, (log(finished), final_state(finished)), before))
 
 
@@ -349,7 +359,7 @@ def test_sampling_uses_the_checkpoint_before_a_damaged_one(finished: pathlib.Pat
     assert "the checkpoint of step 40 is damaged" in capsys.readouterr().err
     shutil.rmtree(run / "checkpoints")
     assert cli.main(["sample", str(run)]) == 2
-    assert_one_line(capsys, f"has no checkpoint yet: continue it with --resume {run}")
+    assert_one_line(capsys, f"has no checkpoint yet: continue it with jaxseq train characters --resume {run}")
 
 
 def test_a_missing_extra_is_one_line(capsys, monkeypatch: pytest.MonkeyPatch):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
 import platform
+import shlex
 import sys
 from typing import Any
 
@@ -22,7 +24,8 @@ from jaxseq.core.serialization import to_json
 from jaxseq.training import checkpoints, corpus, data, language, loop, runs, writing
 from jaxseq.training.errors import UserError, require, require_flag
 from jaxseq.training.progress import Progress
-from jaxseq.training.text import Vocabulary
+from jaxseq.training.signals import Stopped
+from jaxseq.training.text import Vocabulary, with_newlines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +80,13 @@ def check(config: Config) -> None:
     """Raises UserError, naming the flag, if a number of the config makes no sense."""
     counts = ("embedding_size", "hidden_size", "layers", "batch", "time", "epochs", "log_every", "save_every", "keep")
     for name in counts:
-        require_flag(config, getattr(config, name) >= 1, name, "at least 1")
+        require_flag(config, 1 <= getattr(config, name) < 2**31, name, "at least 1 and less than 2**31")
     for name in ("learning_rate", "clip", "train_fraction", "validation_fraction"):
         require_flag(config, 0 < getattr(config, name) < math.inf, name, "more than 0")
     require_flag(config, 0 <= config.test_fraction < math.inf, "test_fraction", "at least 0")
     require_flag(config, 0 <= config.dropout < 1, "dropout", "at least 0 and less than 1")
     require_flag(config, 0 <= config.warmup <= 1, "warmup", "between 0 and 1")
-    require_flag(config, config.sample_characters >= 1, "sample_characters", "at least 1")
+    writing.check_length(config, "sample_characters")
     writing.check_seed(config)
 
 
@@ -127,14 +130,20 @@ def train(config: Config) -> runs.Run:
         config = stored_config(run)
     check(config)
     text = corpus.read(config.text, (config.train_fraction, config.validation_fraction, config.test_fraction))
-    windows = data.windows(text.train, config.batch, config.time)
+    windows = data.windows(text.train, config.batch, config.time, "character")
+    most = (2**31 - 1) // len(windows.inputs)
+    require_flag(config, config.epochs <= most, "epochs", f"at most {most:,} for less than 2**31 steps with this text")
     if run is None:
         run = runs.create(config.run or runs.next_free(pathlib.Path("runs"), "characters"), _about(config, text))
     elif run.about["text"]["sha256"] != text.source.fingerprint():
         raise UserError(f"{text.source.source} is no longer the text that {run.path} began with")
     progress = Progress("characters", config.batch * config.time)
     _introduce(run, text, progress)
-    _fit(config, text, windows, run, progress)
+    try:
+        _fit(config, text, windows, run, progress)
+    except Stopped as stopped:
+        progress.say(f"stopped and saved after step {stopped.step}: continue with {_to_resume(run)}")
+        raise
     _conclude(run, progress)
     return run
 
@@ -175,7 +184,7 @@ def _about(config: Config, text: corpus.Corpus) -> dict[str, Any]:
     values = _flags(config)
     if config.text is not None:
         values["text"] = str(config.text.absolute())
-    source, start = text.source, text.cuts[0]
+    source = text.source
     return {
         "recipe": "characters",
         "config": values,
@@ -189,7 +198,7 @@ def _about(config: Config, text: corpus.Corpus) -> dict[str, Any]:
         },
         "baseline_bits": corpus.baselines(text),
         "vocabulary": text.vocabulary.characters,
-        "opening": source.content[start : start + 32],
+        "opening": _opening(text),
         "model": json.loads(to_json(model(config, text.vocabulary.size))),
         "versions": _versions(),
     }
@@ -204,6 +213,33 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), "jax": jax.__version__}
 
 
+def _opening(text: corpus.Corpus) -> str:
+    """The first characters of the validation part that the model knows."""
+    known = (symbol for symbol in text.source.content[text.cuts[0] :] if symbol in text.vocabulary.characters)
+    return "".join(itertools.islice(known, 32))
+
+
+def _to_resume(run: runs.Run) -> str:
+    return shlex.join(["jaxseq", "train", "characters", "--resume", str(run.path)])
+
+
+def _form(flag: Any) -> Any:
+    """The form in `config.json` of a flag with this default."""
+    return (str, type(None)) if flag is None else (int, float) if isinstance(flag, float) else type(flag)
+
+
+_BITS = {"5-gram": (int, float), ...: (int, float)}
+# of what is read from config.json again
+_FORM = {
+    "config": {name: _form(flag) for name, flag in _flags(Config()).items()},
+    "text": {"source": str, "sha256": str, "characters": int, "unknown": {...: int}, "skipped_files": [str]},
+    "baseline_bits": {"validation": _BITS, ...: _BITS},
+    "vocabulary": str,
+    "opening": str,
+    "versions": {...: str},
+}
+
+
 def stored_config(run: runs.Run) -> Config:
     """The config that a run began with, with `resume` as its folder.
 
@@ -213,35 +249,28 @@ def stored_config(run: runs.Run) -> Config:
     """
     if run.about.get("recipe") != "characters":
         raise UserError(f"{run.path} is not a run of the recipe characters")
-    values = _part(run, "config", dict)
+    run.check({"config": dict})
+    values = dict(run.about["config"])
     if values.keys() != _flags(Config()).keys():
         raise UserError(f"{run.path} is a run of another version of jaxseq: its flags were {', '.join(values)}")
-    if absent := {"source", "sha256", "characters", "unknown", "skipped_files"} - _part(run, "text", dict).keys():
-        raise UserError(f"config.json of {run.path} has no {', '.join(sorted(absent))} of its text")
-    for name, kind in (("baseline_bits", dict), ("vocabulary", str), ("opening", str), ("versions", dict)):
-        _part(run, name, kind)
-    for name, default in _flags(Config()).items():
-        kind = (str, type(None)) if name == "text" else (int, float) if isinstance(default, float) else int
-        if not isinstance(values[name], kind):
-            raise UserError(f"config.json of {run.path} has {values[name]!r} as its {name}")
+    run.check(_FORM)
+    vocabulary = Vocabulary(run.about["vocabulary"])
+    if vocabulary != Vocabulary.of(vocabulary.characters) or vocabulary.missing(run.about["opening"]):
+        raise UserError(
+            f"config.json of {run.path} needs a vocabulary in order, each character once, and an opening out of it"
+        )
     text = values.pop("text")
     return Config(**values, text=text and pathlib.Path(text), resume=run.path)
-
-
-def _part(run: runs.Run, name: str, kind: type) -> Any:
-    value = run.about.get(name)
-    if not isinstance(value, kind):
-        raise UserError(f"config.json of {run.path} has no usable {name}")
-    return kind(value)
 
 
 def _introduce(run: runs.Run, text: corpus.Corpus, progress: Progress) -> None:
     about = run.about["text"]
     train, validation, test = (end - start for start, end in zip((0, *text.cuts), text.cuts, strict=False))
+    others = ", ".join(f"{count:,} in {part}" for part, count in about["unknown"].items())
     progress.say(f"text: {about['source']}, {about['characters']:,} characters, sha256 {about['sha256'][:16]}")
     progress.say(
-        f"split: {train:,} to learn from, {validation:,} for validation, {test:,} for the test; "
-        f"{len(text.vocabulary.characters)} different, unknown: {about['unknown']}"
+        f"split: {train:,} characters to learn from, {validation:,} for validation, {test:,} for the test; "
+        f"{len(text.vocabulary.characters)} different ones to learn, others: {others}"
     )
     if about["skipped_files"]:
         progress.say(f"left out, as they are not UTF-8 text: {', '.join(about['skipped_files'])}")
@@ -250,9 +279,8 @@ def _introduce(run: runs.Run, text: corpus.Corpus, progress: Progress) -> None:
         progress.say(f"baselines on {part}, bits per character: {shown}")
     progress.say(f"run folder: {run.path}")
     if run.about["versions"] != _versions():
-        progress.say(
-            f"this run began with {run.about['versions']}: with other versions its numbers may differ a little"
-        )
+        began = ", ".join(f"{name} {version}" for name, version in run.about["versions"].items())
+        progress.say(f"this run began with {began}: with other versions its numbers may differ a little")
 
 
 def _conclude(run: runs.Run, progress: Progress) -> None:
@@ -264,7 +292,7 @@ def _conclude(run: runs.Run, progress: Progress) -> None:
         progress.say(f"{part}: {bits:.3f} bits per character, {verdict} the 5-gram's {baselines['5-gram']:.3f}")
     clock = [record for record in records if "seconds" in record][-1]
     progress.say(f"trained for {clock['seconds']:.0f} s ({clock['cpu_seconds']:.0f} s of CPU time)")
-    progress.say(f'to read more: jaxseq sample {run.path} --prompt "..."')
+    progress.say(f'to read more: {shlex.join(["jaxseq", "sample", str(run.path)])} --prompt "..."')
 
 
 def _plot(run: runs.Run) -> None:
@@ -292,12 +320,13 @@ def sample(path: pathlib.Path, sampling: writing.Sampling) -> str:
     config = stored_config(run)
     check(config)
     vocabulary = Vocabulary(run.about["vocabulary"])
+    sampling = dataclasses.replace(sampling, prompt=with_newlines(sampling.prompt))
     unknown = vocabulary.missing(sampling.prompt)
     if unknown:
         raise UserError(f"the prompt has characters that the run's training text does not have: {unknown!r}")
     checkpoint = checkpoints.newest(run.checkpoints, lambda message: print(message, file=sys.stderr))
     if checkpoint is None:
-        raise UserError(f"{path} has no checkpoint yet: continue it with --resume {path}")
+        raise UserError(f"{path} has no checkpoint yet: continue it with {_to_resume(run)}")
     cell = model(config, vocabulary.size)
     start = functools.partial(language.initial_state, cell, optimizer(config, 1), batch=config.batch)
     like = jax.eval_shape(start, jax.random.key(0))

@@ -24,14 +24,14 @@ class ScoringWindows(NamedTuple):
     scored: Bool[np.ndarray, "windows batch time"]
 
 
-def windows(tokens: Int[np.ndarray, " length"], batch: int, time: int) -> Windows:
+def windows(tokens: Int[np.ndarray, " length"], batch: int, time: int, unit: str = "token") -> Windows:
     """Cuts a text into `batch` streams, and the streams into windows of `time` steps; targets are the next tokens.
 
     Stream b is the b-th contiguous part of the text, so a state carried from window to window stays in its stream.
     What does not fill a window at the end of a stream is left out.
 
     Raises:
-        UserError: if the tokens do not fill one window.
+        UserError: if the tokens, called by their `unit`, do not fill one window.
 
     >>> inputs, targets = windows(np.arange(10), batch=2, time=2)
     >>> inputs.tolist()
@@ -42,7 +42,7 @@ def windows(tokens: Int[np.ndarray, " length"], batch: int, time: int) -> Window
     count = (len(tokens) - 1) // (batch * time)
     if count < 1:
         raise UserError(
-            f"{len(tokens):,} tokens of training text do not fill one window: batch {batch} x time {time} needs "
+            f"{len(tokens):,} {unit}s of training text do not fill one window: batch {batch} x time {time} needs "
             f"{batch * time + 1:,}; give more text or a smaller batch or time"
         )
     length = (len(tokens) - 1) // batch

@@ -7,11 +7,8 @@ goes on from a checkpoint is the same run, bit for bit.
 import dataclasses
 import functools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import jax
@@ -20,6 +17,7 @@ import jax.numpy as jnp
 from jaxseq.training.errors import UserError
 from jaxseq.training.progress import Progress
 from jaxseq.training.runs import Run
+from jaxseq.training.signals import Stopped, noted
 
 StepFunction = Callable[[Any, jax.Array, Any], tuple[Any, dict[str, jax.Array]]]
 
@@ -52,15 +50,6 @@ class Plan:
         while step < self.steps:
             step = min((step // every + 1) * every for every in (self.log_every, self.save_every))
             yield min(step, self.steps)
-
-
-class Stopped(Exception):
-    """The run was asked to stop by a signal; it has saved its state after `step` steps."""
-
-    def __init__(self, step: int, signum: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.step = step
-        self.signum = signum
 
 
 def fit(
@@ -105,12 +94,14 @@ def fit(
     resumed = run.resume(state, progress.say)
     if resumed is not None:
         step, state, extra = resumed
-        progress.say(f"continuing after step {step} of {plan.steps}")
+        done = step >= plan.steps
+        progress.say("this run is finished" if done else f"continuing after step {step} of {plan.steps}")
     wall, cpu = time.perf_counter() - extra.get("seconds", 0), time.process_time() - extra.get("cpu_seconds", 0)
     state = jax.tree.map(jnp.array, state)  # a copy: _advance writes over what it is given
-    with _Signals() as signals, progress.bar(step, plan.steps):
+    with noted() as signals, progress.bar(step, plan.steps):
         for stop in plan.stops(step):
             state, metrics = _advance(train_step, state, step, stop - step, data)
+            signals.saves = True  # while the first steps are compiled, there is nothing to save
             values = {name: float(value) for name, value in metrics.items()}
             step, clock = stop, {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
             for name, value in values.items():
@@ -124,7 +115,6 @@ def fit(
             if due or signals.received:
                 run.save(step, state, clock, keep=plan.keep)
             if signals.received:
-                progress.say(f"stopped and saved after step {step}: continue with --resume {run.path}")
                 raise Stopped(step, signals.received)
     return state
 
@@ -144,23 +134,3 @@ def _advance(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
     return state, jax.tree.map(lambda leaf: leaf / count, total)
-
-
-class _Signals:
-    """Notes the first SIGINT or SIGTERM in `received`; the second one acts as it would have without this."""
-
-    received = 0
-
-    def __enter__(self) -> "_Signals":
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-        self.__exit__()

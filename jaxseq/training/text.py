@@ -97,6 +97,11 @@ def _decoded(path: pathlib.Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if "\0" in content:
         raise UserError(f"{path} is binary (it holds a zero byte): give a text file")
+    return with_newlines(content)
+
+
+def with_newlines(content: str) -> str:
+    """A text with `\\n` for its line ends, whatever they were."""
     return content.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -15,6 +15,8 @@ from jaxseq.decoding import generate
 from jaxseq.training.errors import require_flag
 from jaxseq.training.text import Vocabulary
 
+_LONGEST = 10_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -36,11 +38,16 @@ class Sampling:
 
 def check(sampling: Sampling) -> None:
     """Raises UserError, naming the flag, if a number makes no sense."""
-    require_flag(sampling, sampling.characters >= 1, "characters", "at least 1")
+    check_length(sampling, "characters")
     require_flag(sampling, 0 <= sampling.temperature < math.inf, "temperature", "at least 0")
     require_flag(sampling, sampling.top_k is None or sampling.top_k >= 1, "top_k", "at least 1")
     require_flag(sampling, 0 < sampling.top_p <= 1, "top_p", "more than 0 and at most 1")
     check_seed(sampling)
+
+
+def check_length(config: Any, name: str) -> None:
+    """Raises UserError unless the field `name` is a number of characters that may be written at once."""
+    require_flag(config, 1 <= getattr(config, name) <= _LONGEST, name, f"at least 1 and at most {_LONGEST:,}")
 
 
 def check_seed(config: Any) -> None:

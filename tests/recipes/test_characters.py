@@ -37,7 +37,7 @@ def test_gradients_are_clipped_and_the_rate_rises_and_falls():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 0}, "--batch must be at least 1, got 0"),
+        ({"batch": 0}, r"--batch must be at least 1 and less than 2\*\*31, got 0"),
         ({"save_every": -1}, "--save-every must be at least 1"),
         ({"learning_rate": 0.0}, "--learning-rate must be more than 0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be more than 0"),
@@ -47,6 +47,8 @@ def test_gradients_are_clipped_and_the_rate_rises_and_falls():
         ({"seed": 99999999999999999999999}, "--seed must be at least 0 and less than 2"),
         ({"seed": -1}, "--seed must be at least 0 and less than 2"),
         ({"sample_characters": 0}, "--sample-characters must be at least 1"),
+        ({"sample_characters": 9 * 10**18}, "--sample-characters must be at least 1 and at most 10,000,000"),
+        ({"epochs": 99999999999}, r"--epochs must be at least 1 and less than 2\*\*31"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(change: dict[str, float], message: str):
