@@ -93,7 +93,13 @@ def generate(
             errors.check_key("generate", given)
     if jax.tree_util.all_leaves([sample]):  # a plain function becomes a pytree that compares by it
         sample = jax.tree_util.Partial(sample)
-    prompt, mask = jnp.asarray(prompt), None if mask is None else jnp.asarray(mask)
+    try:
+        prompt = jnp.asarray(prompt)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"generate needs token ids [*batch, time] as prompt: pad rows of other lengths, and give a mask ({error})."
+        ) from None
+    mask = None if mask is None else jnp.asarray(mask)
     for name, token in (("start", start), ("end", end)):
         if isinstance(token, int):  # other numbers are traced
             vocab = _vocab(cell, params, prompt.shape[:-1])
@@ -242,6 +248,11 @@ def _log_prob_dtype(cell, params, token):
     """The dtype of the log-probabilities; raises unless a step gives logits, of tokens that the prompt could hold."""
     logits = jax.eval_shape(lambda: _logits(cell, params, token))
     vocab = logits.shape[-1]
+    if isinstance(reads := getattr(cell, "input_size", None), int) and vocab > reads:
+        raise TypeError(
+            f"generate feeds tokens back, but {cell} gives {vocab} logits and reads {reads} tokens: let it end with "
+            f"Dense(..., {reads})."
+        )
     if vocab - 1 > jnp.iinfo(token.dtype).max:
         raise TypeError(
             f"generate gives tokens of the dtype of the prompt, but {token.dtype} cannot hold a vocabulary of {vocab}: "

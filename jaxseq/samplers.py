@@ -22,14 +22,17 @@ def temperature(
 ) -> Float[Array, "*batch vocab"]:
     """`logits / value`: below 1 the probable tokens gain, above 1 the others; at 0 only the most probable is left.
 
-    `value` may differ by row: it broadcasts against `[*batch]`.
+    The largest logit of each row is subtracted first, so nothing overflows. `value` may differ by row: it broadcasts
+    against `[*batch]`.
 
     >>> temperature(jnp.array([[1.0, 2.0], [1.0, 2.0]]), jnp.array([0.5, 0.0])).tolist()
-    [[2.0, 4.0], [-inf, 2.0]]
+    [[-2.0, 0.0], [-inf, 0.0]]
     """
     logits = _check_logits("temperature", logits)
     value = _per_row("temperature", "value", value, logits)
-    warm = (logits / jnp.where(value > 0, value, 1)).astype(logits.dtype)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    logits = logits - jnp.where(jnp.isfinite(largest), largest, 0)
+    warm = (_wide(logits) / jnp.where(value > 0, value, 1)).astype(logits.dtype)
     return jnp.where(value > 0, warm, top_k(logits, 1))
 
 
@@ -115,5 +118,5 @@ def _per_row(name, what, value, logits):
 
 
 def _wide(logits):
-    # bfloat16 noise and sums are too coarse: a tail of improbable tokens would be lost
+    # bfloat16 noise and sums are too coarse: a tail of improbable tokens would be lost; float16 has no small numbers
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

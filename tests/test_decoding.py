@@ -382,6 +382,10 @@ def test_the_cell_has_noise_of_its_own_only_if_asked():
     assert loud.state.low.all()
 
 
+HEADLESS = js.Stack((js.Embed(VOCAB, 4), js.LSTM(4, 6)))
+HEADLESS_PARAMS = HEADLESS.init(jax.random.key(0))
+
+
 def float_token(key, logits):
     return logits[..., 0]
 
@@ -403,6 +407,13 @@ def same_token(key, logits):
         ({"cell": js.Stack((js.OneHot(5), js.Map(jnp.argmax))), "params": ((), ())}, TypeError, "Dense"),
         ({"prompt": jnp.ones((3, 4))}, TypeError, r"reads tokens, integers, but got float32\[3,4\]"),
         ({"prompt": jnp.array(1)}, ValueError, "give it a time axis"),
+        ({"prompt": "hello"}, TypeError, r"needs token ids \[\*batch, time\] as prompt"),
+        ({"prompt": [[1, 2, 3], [1]]}, TypeError, "pad rows of other lengths, and give a mask"),
+        (
+            {"cell": HEADLESS, "params": HEADLESS_PARAMS},
+            TypeError,
+            r"6 logits and reads 5 tokens: let it end with Dense",
+        ),
         ({"mask": jnp.ones((3, 5), bool)}, ValueError, r"mask of shape \(3, 5\).*\(3, 4\)"),
         ({"mask": jnp.ones((3, 4))}, TypeError, "boolean mask, got float32"),
         ({"start": 1.0}, TypeError, "reads tokens, integers"),

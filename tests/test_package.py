@@ -108,6 +108,9 @@ def test_readme_examples_run():
     namespace: dict[str, object] = {}
     for block in readme_blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
+    assert float(namespace["value"]) < 0.5  # nats: it has learned its text
+    assert namespace["out"].tokens.shape == (20,)
+    assert namespace["ys"].shape == (2, 50, 8)
 
 
 def test_wheel_ships_the_package_with_its_types_and_nothing_else(tmp_path):

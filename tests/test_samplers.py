@@ -177,9 +177,12 @@ def test_wrong_use(call, error, message):
 
 def test_temperature():
     logits = jnp.array([[1.0, 3.0, 3.0], [-jnp.inf, 0.0, 1.0]])
-    np.testing.assert_allclose(samplers.temperature(logits, 2.0), logits / 2)
+    np.testing.assert_allclose(jax.nn.softmax(samplers.temperature(logits, 2.0)), jax.nn.softmax(logits / 2))
     coldest = samplers.temperature(logits, jnp.array([0.0, 1.0]))  # rows may differ; at 0 the first of the largest
-    np.testing.assert_allclose(coldest, [[-jnp.inf, 3.0, -jnp.inf], [-jnp.inf, 0.0, 1.0]])
+    np.testing.assert_allclose(coldest, [[-jnp.inf, 0.0, -jnp.inf], [-jnp.inf, -1.0, 0.0]])
     tokens = samplers.categorical(jax.random.key(0), samplers.temperature(logits, 0.0))
     assert tokens.tolist() == [1, 2]
     assert samplers.temperature(logits.astype(jnp.bfloat16), 0.5).dtype == jnp.bfloat16
+    half = samplers.temperature(logits.astype(jnp.float16), 1e-5)  # 3 / 1e-5 is more than float16 can hold
+    assert half.dtype == jnp.float16 and half.tolist() == [[-jnp.inf, 0.0, 0.0], [-jnp.inf, -jnp.inf, 0.0]]
+    assert not jnp.isnan(samplers.temperature(jnp.full((1, 3), -jnp.inf), 0.5)).any()

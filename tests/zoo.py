@@ -100,6 +100,9 @@ class Jordan(js.Cell):
     def init(self, key):
         return jax.random.normal(key, (5, 3)) / 2
 
+    def initial_state(self, params, batch_shape=()):
+        return ()
+
     def step(self, params, state, x, key=None):
         return state, jnp.tanh(jnp.concatenate(x, axis=-1) @ params)
 

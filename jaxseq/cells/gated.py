@@ -76,6 +76,8 @@ class Recurrent(Cell):
     def zeros(self, params: Any, batch_shape: tuple[int, ...], size: int | None = None) -> Float[Array, "*batch size"]:
         """The start of a state of `size` units, by default `hidden_size`, in the dtype of the params."""
         errors.check_params(self, params)
+        if not isinstance(batch_shape, tuple):
+            raise TypeError(f"{self} needs a tuple of sizes as batch_shape, such as (2,), got {batch_shape!r}.")
         return jnp.zeros((*batch_shape, size or self.hidden_size), params.recurrent_kernel.dtype)
 
     def product(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:

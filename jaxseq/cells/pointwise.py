@@ -24,6 +24,9 @@ class Pointwise(Cell):
     def init(self, key: Array) -> Params:
         return ()
 
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> tuple[()]:
+        return ()
+
     @abc.abstractmethod
     def apply(self, params: Params, x: Any, key: Array | None = None) -> Any:
         """The output of one step."""
@@ -59,6 +62,10 @@ class OneHot(Pointwise):
     size: int
 
     @property
+    def input_size(self) -> int:
+        return self.size
+
+    @property
     def output_size(self) -> int:
         return self.size
 
@@ -91,6 +98,10 @@ class Embed(Pointwise):
 
     vocab_size: int
     size: int
+
+    @property
+    def input_size(self) -> int:
+        return self.vocab_size
 
     @property
     def output_size(self) -> int:
@@ -148,14 +159,20 @@ class Dense(Pointwise):
 class Map(Pointwise):
     """A function of each step, without parameters: a name of an activation, or a module-level function `x -> y`.
 
-    `input_rank` is the rank of x without its batch axes.
+    `input_rank` is the rank of x without its batch axes, a tuple of ranks if x is a tuple.
 
     >>> Map("relu").unroll((), jnp.array([[-1.0, 2.0]]))[1].tolist()
     [[0.0, 2.0]]
     """
 
     function: Activation
-    input_rank: Any = 1
+    input_rank: int | tuple[int, ...] | None = 1  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranks = self.input_rank if isinstance(self.input_rank, tuple) else (self.input_rank,)
+        if ranks != (None,) and not all(isinstance(rank, int) and rank >= 0 for rank in ranks):
+            raise ValueError(f"Map needs a rank, or a tuple of ranks, as input_rank, got {self.input_rank!r}.")
 
     def apply(self, params: tuple[()], x: Any, key: Array | None = None) -> Any:
         return activation(self.function)(x)

@@ -114,7 +114,8 @@ class Feedback(Wrapper):
 
     A cell that reads just its own output then has no inputs: `unroll(params, None, state, length=T)`. A cell that reads
     a pair `(x, output)` (its `input_rank` is a pair) has the inputs x. The first input is zeros, or token 0; to start
-    from another, give `FeedbackState(cell=..., output=...)` as the state.
+    from another, give `FeedbackState(cell=..., output=...)` as the state. Without inputs the state says the batch:
+    `initial_state(params, (2,))`. Tokens are fed back by `generate`.
 
     >>> import jaxseq as js
     >>> cell = js.Feedback(js.Dense(2, 2))

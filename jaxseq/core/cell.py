@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform, final
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
@@ -19,6 +20,19 @@ from jaxseq.core.unroll import Run, unroll_checked, unroll_steps
 
 Params = Any
 State = Any
+
+# as types, and as text where the module of a cell defers its annotations
+_NUMBERS = (int, float, "int", "float")
+_NUMBERS_OR_NONE = (int | None, "int | None")
+
+
+def _takes(method: Any, count: int) -> bool:
+    """Whether a method can be called with so many arguments by position."""
+    try:
+        inspect.signature(method).bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -31,8 +45,8 @@ class SequenceLayer(abc.ABC):
 
     What a subclass may declare: `input_rank`, the rank of one step's input, without batch and time (0 for tokens, 1,
     the default, for vectors, 3 for images; for a tree of inputs the tree of their ranks, such as
-    `{"word": 0, "features": 1}`; None for no inputs); and `input_size` and `output_size`, fields or properties, by
-    which chains are checked.
+    `{"word": 0, "features": 1}`; None for no inputs); and `input_size` (of features, or of the vocabulary of tokens)
+    and `output_size`, fields or properties, by which chains are checked.
     """
 
     input_rank: ClassVar[Any] = 1
@@ -42,6 +56,10 @@ class SequenceLayer(abc.ABC):
         super().__init_subclass__(**kwargs)
         if "unroll" in cls.__dict__ and cls.__module__ != __name__:
             raise TypeError(f"{cls.__name__} overrides unroll, which is final: override _unroll to be faster.")
+        for name, given in (("init", 2), ("initial_state", 3), ("step", 5)):
+            if name in cls.__dict__ and not _takes(cls.__dict__[name], given):
+                wanted = inspect.signature(getattr(Cell, name))
+                raise TypeError(f"{cls.__name__}.{name}{inspect.signature(cls.__dict__[name])} needs to take {wanted}.")
         if "__init__" in cls.__dict__:
             raise TypeError(f"{cls.__name__} defines __init__: declare its fields (size: int) instead, as a dataclass.")
         dataclasses.dataclass(frozen=True, repr=False)(cls)
@@ -60,7 +78,7 @@ class SequenceLayer(abc.ABC):
                 value = tuple(value)
             elif field.type == Activation:
                 activation(value)
-            elif field.type in (int, float) or (field.type == int | None and value is not None):
+            elif field.type in _NUMBERS or (field.type in _NUMBERS_OR_NONE and value is not None):
                 value = _number(self, field, value)
             object.__setattr__(self, field.name, value)
 
@@ -78,7 +96,11 @@ class SequenceLayer(abc.ABC):
                     return failed.__get__(self)
                 except AttributeError as error:  # as such, it would read as if nothing were declared
                     raise TypeError(f"{type(self).__name__}.{name} fails: {error}") from error
-            why = ": it reads the whole sequence; a Stack of cells steps" if name == "step" else ""
+            why = ""
+            if name == "step":
+                why = ": it reads the whole sequence; a Stack of cells steps"
+            elif name in ("apply", "forward"):
+                why = ": unroll(params, xs) reads a sequence, a cell's step(params, state, x) one step"
             raise AttributeError(f"{type(self).__name__} has no {name}{why}.")
 
     @abc.abstractmethod
@@ -100,7 +122,8 @@ class SequenceLayer(abc.ABC):
     def axes(self) -> Any:
         """The tree of the params with the names of each array's axes, a `PartitionSpec`, for leaves.
 
-        Sharding rules, weight-decay masks and initialisers go by them; `flax.linen.logical_to_mesh` maps them.
+        Sharding rules, weight-decay masks and initialisers go by them; `flax.linen.logical_to_mesh` maps them. What has
+        an axis "input" or "recurrent" is a kernel: a bias of gates has two axes as well.
         """
         params = jax.eval_shape(self.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), params)
@@ -149,6 +172,8 @@ class SequenceLayer(abc.ABC):
                 f"{type(self).__name__} cannot be hashed, so it cannot be compiled: its fields must be plain data, "
                 f"layers or module-level functions ({error})."
             ) from None
+        if isinstance(reverse, Tracer) or isinstance(length, Tracer):
+            raise TypeError(f"{type(self).__name__} needs a static reverse and length: bind them before jit or vmap.")
         length = length if length is None else operator.index(length)
         if key is not None:
             errors.check_key(self, key)
@@ -171,10 +196,14 @@ class Cell(SequenceLayer):
     """
 
     @abc.abstractmethod
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> State:
+        """The state before the first step, a tree of arrays `[*batch, ...]`; `()` for a cell that has none."""
+
+    @abc.abstractmethod
     def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
         """One step, `(params, state, x) -> (state, y)` with x `[*batch, *features]`: the definition of the cell.
 
-        The state keeps its tree, shapes and dtypes. Without a `key` there is no noise.
+        The state keeps its tree, shapes and dtypes. With `key=None` there is no noise.
         """
 
     def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
@@ -258,7 +287,9 @@ class Wrapper(Cell):
 def _number(layer: Any, field: dataclasses.Field, value: Any) -> int | float:
     """A number as a plain int or float; sizes are at least 1."""
     name = type(layer).__name__
-    if field.type is float:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} needs a number {field.name}, got {value}.")
+    if field.type in (float, "float"):
         if not isinstance(value, numbers.Real):
             raise TypeError(f"{name} needs a number {field.name}, got {value!r}.")
         return float(value)

@@ -14,7 +14,9 @@ def shape_of(value: Any) -> str:
 
 
 def check_features(layer: Any, x: jax.Array, size: int, name: str = "inputs") -> None:
-    """Raises ValueError unless the last axis of `x` holds `size` features."""
+    """Raises ValueError unless `x` is an array whose last axis holds `size` features."""
+    if not hasattr(x, "shape"):
+        raise ValueError(f"{layer} got {name} {shape_of(x)}, which is no array; it needs {size} features.")
     if jnp.ndim(x) == 0 or x.shape[-1] != size:
         features = f"{x.shape[-1]} features" if jnp.ndim(x) else "no feature axis"
         raise ValueError(
@@ -43,7 +45,7 @@ def check_params(layer: Any, params: Any) -> None:
         raise TypeError(f"{layer} got params of {' and '.join(sorted(map(str, dtypes)))}: cast them to one dtype.")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _abstract_params(layer: Any) -> Any:
     return jax.eval_shape(layer.init, jax.random.key(0))
 
@@ -100,7 +102,8 @@ def check_key(layer: Any, key: Any) -> None:
     dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (typed and key.ndim == 0 or dtype == jnp.uint32 and key.ndim == 1):
-        raise TypeError(f"{layer} needs one key, such as jax.random.key(0), got {key!r}.")
+        got = repr(key) if dtype is None else shape_of(key)
+        raise TypeError(f"{layer} needs one key, such as jax.random.key(0), got {got}.")
 
 
 def check_initial_state(layer: Any, state: Any, single: Any, batch_shape: tuple[int, ...]) -> None:

@@ -25,7 +25,7 @@ def to_json(layer: SequenceLayer) -> str:
     {"Dense": {"input_size": 2, "output_size": 3}}
     """
     if not isinstance(layer, SequenceLayer):
-        raise TypeError(f"to_json writes cells and layers, got {layer!r}.")
+        raise TypeError(f"to_json writes cells and layers, got {type(layer).__name__}: the params are yours to save.")
     return json.dumps(_encode(layer, _library(), type(layer).__name__))
 
 
@@ -43,6 +43,8 @@ def from_json(text: str, extra: Iterable[type | Callable[..., Any]] = ()) -> Any
     >>> from_json('{"Stack": {"layers": [{"OneHot": {"size": 4}}, {"GRU": {"input_size": 4, "hidden_size": 3}}]}}')
     Stack(layers=(OneHot(size=4), GRU(input_size=4, hidden_size=3)))
     """
+    if not isinstance(text, str):
+        raise TypeError(f"from_json needs a text, got {type(text).__name__}.")
     known = _known(extra)
     try:
         layer = _decode(json.loads(text), known, "the text")
@@ -120,7 +122,7 @@ def _decode(tree: Any, known: dict[str, Any], place: str) -> Any:
     values = {field: _decode(value, known, f"{name}.{field}") for field, value in fields.items()}
     try:
         return known[name](**values)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"{place} holds a wrong {name}: {error}.") from None
 
 

@@ -26,6 +26,7 @@ class Run(NamedTuple):
 def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
     """`layer.unroll`: checks, fills in what was left out, moves time to the front once, and calls `layer._unroll`."""
     xs, state = jax.tree.map(jnp.asarray, (xs, state))
+    _check_tree(layer, xs)
     dtype = errors.float_dtype(params)
     if dtype is not None:
         for leaf in jax.tree.leaves(xs):
@@ -100,22 +101,35 @@ def scan_from_fresh(
     return scan(body, state, xs, length=None if known else length, reverse=reverse)
 
 
+def _needs(layer) -> str:
+    return f"{layer} reads inputs [*batch, time, *features] with features of rank {layer.input_rank}"
+
+
+def _check_tree(layer, xs) -> None:
+    """Raises ValueError unless the inputs are the tree of arrays that the layer reads."""
+    if jax.tree.structure(xs) == jax.tree.structure(layer.input_rank):
+        return
+    if layer.input_rank is None:
+        raise ValueError(f"{layer} reads no inputs, but got {errors.shape_of(xs)}: give None, and length=.")
+    if xs is None:
+        raise ValueError(f"{_needs(layer)}, but got None; a layer without inputs declares input_rank = None.")
+    raise ValueError(
+        f"{_needs(layer)}, but got {errors.shape_of(xs)}: another tree. A list is one too (jnp.asarray makes it an "
+        "array), and a cell that reads trees declares input_rank as the tree of their ranks."
+    )
+
+
 def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, ...]:
     """The shape [*batch, time], from the inputs or, without any, from the masks, or the state and `length`."""
-    needs = f"{layer} reads inputs [*batch, time, *features] with features of rank {layer.input_rank}"
-    if xs is None and layer.input_rank is not None:
-        raise ValueError(f"{needs}, but got None; a layer without inputs declares input_rank = None.")
-    if jax.tree.structure(xs) != jax.tree.structure(layer.input_rank):
-        raise ValueError(
-            f"{needs}, but got {errors.shape_of(xs)}: another tree. A list is one too (jnp.asarray makes it an array), "
-            "and a cell that reads trees declares input_rank as the tree of their ranks."
-        )
     if length is not None and length < 0:
         raise ValueError(f"{layer} got length={length}; it needs 0 or more steps.")
     ranks = jax.tree.leaves(layer.input_rank)
+    for x, rank in zip(jax.tree.leaves(xs), ranks, strict=True):
+        if rank == 0:
+            errors.check_tokens(layer, x)
     found = {x.shape[: max(x.ndim - rank, 0)] for x, rank in zip(jax.tree.leaves(xs), ranks, strict=True)}
     if () in found:
-        raise ValueError(f"{needs}, but got {errors.shape_of(xs)}.")
+        raise ValueError(f"{_needs(layer)}, but got {errors.shape_of(xs)}.")
     if not found:
         flags = mask if mask is not None else reset
         if flags is not None:

@@ -41,6 +41,9 @@ class Scale(js.Cell):
     def init(self, key):
         return ()
 
+    def initial_state(self, params, batch_shape=()):
+        return ()
+
     def step(self, params, state, x, key=None):
         return state, self.factor * x
 
@@ -49,6 +52,9 @@ class Doubled(js.Cell):
     """A user's cell that outputs twice as many features as it reads."""
 
     def init(self, key):
+        return ()
+
+    def initial_state(self, params, batch_shape=()):
         return ()
 
     def step(self, params, state, x, key=None):
@@ -61,6 +67,9 @@ class Pair(js.Cell):
     input_rank = (1, 0)
 
     def init(self, key):
+        return ()
+
+    def initial_state(self, params, batch_shape=()):
         return ()
 
     def step(self, params, state, x, key=None):
@@ -112,7 +121,20 @@ INPUTS = {
     "tree": (Pair(), floats(7, 3), ValueError, "features of rank (1, 0), but got float32[7,3]: another tree"),
     "axes": (Pair(), (floats(2, 7, 3), tokens(2, 6)), ValueError, "[*batch, time] axes differ: [(2, 6), (2, 7)]"),
     "none": (ELMAN, None, ValueError, "but got None; a layer without inputs declares input_rank = None"),
-    "floats for Embed": (EMBED, floats(2, 7), TypeError, "reads tokens, integers, but got float32[2]: cast"),
+    "floats for Embed": (EMBED, floats(2, 7), TypeError, "reads tokens, integers, but got float32[2,7]: cast"),
+    "params for inputs": (ELMAN, zeros(ELMAN), ValueError, "but got GatedParams(input_kernel=float32[3,1,4]"),
+    "inputs for none": (
+        Repeat(),
+        floats(2, 7),
+        ValueError,
+        "Repeat() reads no inputs, but got float32[2,7]: give None",
+    ),
+    "a tree for a Dense": (
+        js.Stack((js.States(ELMAN), js.Dense(4, 2))),
+        floats(2, 7, 3),
+        ValueError,
+        "Dense(input_size=4, output_size=2) got inputs (ElmanState(hidden=float32[2,4]), float32[2,4]), which is no array",
+    ),
     "floats for OneHot": (js.OneHot(5), floats(2, 7), TypeError, "OneHot(size=5) reads tokens, integers, but got"),
     "dtype": (
         ELMAN,
@@ -230,6 +252,8 @@ def test_params_of_another_embedding(params):
 def test_initial_state_without_params(cell):
     with says(ValueError, "got params of another layer: (int32[],); init(key) makes"):
         cell.initial_state((2,))
+    with says(TypeError, "needs a tuple of sizes as batch_shape, such as (2,), got 2"):
+        cell.initial_state(zeros(cell), 2)
 
 
 def test_params_of_two_dtypes():
@@ -341,6 +365,44 @@ def test_a_size_that_fails_is_not_taken_for_none():
         js.Stack((Own(3, 4), js.Dense(5, 2)))
 
 
+def test_methods_take_what_unroll_gives_them():
+    with says(TypeError, "Own.step(self, params, state, x) needs to take (self, params: Any, state: Any, x: Any, key:"):
+
+        class Own(js.Elman):
+            def step(self, params, state, x):
+                return state, x
+
+    with says(TypeError, "Other.initial_state(self, params) needs to take"):
+
+        class Other(js.Elman):
+            def initial_state(self, params):
+                return ()
+
+    with pytest.raises(TypeError, match="abstract.*initial_state"):
+
+        class Stateful(js.Cell):
+            def init(self, key):
+                return ()
+
+            def step(self, params, state, x, key=None):
+                return state + x, state
+
+        Stateful()
+
+
+def test_fields_are_checked_where_annotations_are_deferred():
+    own = {"__annotations__": {"rate": "float", "count": "int | None"}, "__module__": __name__}
+    Own = type(js.Elman)("Own", (js.Dropout,), own)  # noqa: N806
+    assert Own(rate=0, count=np.int64(2)) == Own(0.0, 2)
+    with says(TypeError, "Own needs an integer count, got 'two'"):
+        Own(0.5, "two")
+
+
+def test_what_unroll_needs_to_know_before_it_is_traced():
+    with says(TypeError, "Elman needs a static reverse and length: bind them before jit or vmap"):
+        jax.jit(ELMAN.unroll)(zeros(ELMAN), XS, reverse=True)
+
+
 def test_a_cell_declares_fields_and_has_no_init():
     with says(TypeError, "Own defines __init__: declare its fields (size: int) instead, as a dataclass"):
 
@@ -396,6 +458,12 @@ BUILT = {
     "size 0": (lambda: js.LSTM(0, 4), ValueError, "LSTM needs input_size >= 1, got 0"),
     "size -1": (lambda: js.GRU(3, -1), ValueError, "GRU needs hidden_size >= 1, got -1"),
     "size 1.5": (lambda: js.Dense(3, 1.5), TypeError, "Dense needs an integer output_size, got 1.5"),
+    "size True": (lambda: js.OneHot(True), TypeError, "OneHot needs a number size, got True"),
+    "rank": (
+        lambda: js.Map("tanh", input_rank="x"),
+        ValueError,
+        "Map needs a rank, or a tuple of ranks, as input_rank",
+    ),
     "size '3'": (lambda: js.Embed("3", 3), TypeError, "Embed needs an integer vocab_size, got '3'"),
     "size None": (lambda: js.OneHot(None), TypeError, "OneHot needs an integer size, got None"),
     "size of a projection": (
@@ -466,6 +534,8 @@ def test_layer_of_whole_sequences_has_no_step():
     with says(AttributeError, "Sequential has no step: it reads the whole sequence; a Stack of cells steps"):
         SEQUENTIAL.step  # noqa: B018
     assert not hasattr(SEQUENTIAL, "step")
+    with says(AttributeError, "Elman has no apply: unroll(params, xs) reads a sequence"):
+        ELMAN.apply  # noqa: B018
 
 
 def test_fields_that_are_not_plain_data():

@@ -20,6 +20,12 @@ class Own(js.Dense):
     """A layer of a user's own."""
 
 
+class Labelled(js.Dense):
+    """A layer of a user's own with a field of any type."""
+
+    label: Any
+
+
 def nested():
     def inner(x):
         return x
@@ -57,11 +63,12 @@ def test_own_layers_and_functions_through_extra():
         (js.Stack((js.Dense(2, 2), js.Map(nested()))), r"Stack\.layers\[1\]\.function is .*nested function"),
         (js.Map(functools.partial(jnp.clip, min=0)), r"Map\.function is functools\.partial.*partial has no name"),
         (js.Map(js.LSTM), r"Map\.function is .*LSTM.*cannot be written"),
-        (js.Map(double, input_rank=jnp.ones(2)), r"Map\.input_rank is .*plain data"),
+        (Labelled(2, 3, label=jnp.ones(2)), r"Labelled\.label is .*plain data"),
         (foreign("LSTM", js.LSTM)(2, 3), "elsewhere.LSTM.*Rename the class"),
         (js.Residual(foreign("Dense")(2, 2)), r"Residual\.\w+ is .*elsewhere.Dense.*Rename the class"),
         (foreign("function")(2, 3), "elsewhere.function.*Rename the class"),
-        (double, "writes cells and layers"),
+        (double, "writes cells and layers, got function"),
+        (js.Dense(2, 3).init(jax.random.key(0)), "got DenseParams: the params are yours to save"),
     ],
 )
 def test_what_cannot_be_written_is_refused_with_the_reason(layer, message):
