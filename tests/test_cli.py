@@ -182,6 +182,14 @@ def test_a_bad_number_is_one_line(text: pathlib.Path, tmp_path: pathlib.Path, ca
     assert not (tmp_path / "run").exists()
 
 
+def test_more_steps_than_can_be_counted_are_one_line(text: pathlib.Path, tmp_path: pathlib.Path, capsys):
+    assert train(text, tmp_path / "run", "--epochs", "214748365") == 2  # of 10 steps each
+    assert_one_line(capsys, "--epochs must be at most 214,748,364 for less than 2**31 steps with this text")
+    assert cli.main(["sample", "run", "--characters", "10000001"]) == 2
+    assert_one_line(capsys, "--characters must be at least 1 and at most 10,000,000, got 10000001")
+    assert not (tmp_path / "run").exists()
+
+
 def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -342,6 +350,12 @@ def test_sampling_without_a_prompt_says_what_it_goes_on_from(finished: pathlib.P
     assert len(said.out) == 31 and not said.out.startswith(opening)
 
 
+def test_line_ends_of_a_prompt_are_those_of_a_text(finished: pathlib.Path, capsys):
+    capsys.readouterr()
+    assert cli.main(["sample", str(finished), "--prompt", "mat.\r\nThe\r", "--characters", "5"]) == 0
+    assert capsys.readouterr().out.startswith("mat.\nThe\n")
+
+
 def test_a_prompt_of_unknown_characters_is_one_line(finished: pathlib.Path, capsys):
     assert cli.main(["sample", str(finished), "--prompt", "The cät?"]) == 2
     assert_one_line(capsys, "the prompt has characters that the run's training text does not have: '?ä'")
@@ -360,6 +374,15 @@ def test_sampling_uses_the_checkpoint_before_a_damaged_one(finished: pathlib.Pat
     shutil.rmtree(run / "checkpoints")
     assert cli.main(["sample", str(run)]) == 2
     assert_one_line(capsys, f"has no checkpoint yet: continue it with jaxseq train characters --resume {run}")
+
+
+@pytest.mark.parametrize("command", [["train", "characters"], ["sample", "run"]])
+def test_a_signal_before_training_ends_the_command(monkeypatch: pytest.MonkeyPatch, capsys, command: list[str]):
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(cli, "_run", lambda arguments: os.kill(os.getpid(), signal.SIGINT))
+    assert cli.main(command) == 130
+    assert ends == [130] and capsys.readouterr().err == "stopping\n"
 
 
 def test_a_missing_extra_is_one_line(capsys, monkeypatch: pytest.MonkeyPatch):
@@ -464,7 +487,9 @@ def test_a_killed_and_an_interrupted_run_end_as_one_that_was_not(
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate()
     assert process.returncode == 130 and f"continuing after step {killed_at} of {STEPS}" in said
-    assert "stopped and saved after step" in said and killed_at < max(steps()) < STEPS
+    assert "stopping after this step and saving (Ctrl-C again to stop at once)\n" in said
+    assert re.search(rf"stopped and saved after step \d+: continue with jaxseq train characters --resume {run}\n", said)
+    assert killed_at < max(steps()) < STEPS
 
     assert cli.main(["train", "characters", "--resume", str(run)]) == 0
     assert_same_run(run, finished)

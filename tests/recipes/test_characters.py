@@ -9,8 +9,9 @@ import pytest
 
 from jaxseq import losses
 from jaxseq.recipes import characters
-from jaxseq.training import corpus, data, language
+from jaxseq.training import corpus, data, language, runs
 from jaxseq.training.errors import UserError
+from jaxseq.training.progress import Progress
 
 
 def test_the_model_is_the_stack_that_the_config_says():
@@ -62,6 +63,21 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("the cat sat on the mat. " * 12 + "THE CAT sat; on. the mat" + "and the rat sat too, ok!")
     return corpus.read(path, (288 / 336, 24 / 336, 24 / 336))
+
+
+def test_what_samples_begin_with_and_what_is_said_of_the_text(text: corpus.Corpus, tmp_path: pathlib.Path, capsys):
+    config = characters.Config(text=pathlib.Path("text.txt"))
+    run = runs.create(
+        tmp_path / "run", {**characters._about(config, text), "versions": {"python": "2.7", "jax": "0.1"}}
+    )
+    assert run.about["opening"] == "  sat on. the matan the at sat t"  # no capitals, ;, d and r
+    assert characters.stored_config(runs.open_run(run.path)) == dataclasses.replace(
+        config, text=pathlib.Path("text.txt").absolute(), resume=run.path
+    )
+    characters._introduce(run, text, Progress())
+    said = capsys.readouterr().out
+    assert "11 different ones to learn, others: 7 in validation, 5 in test" in said
+    assert "this run began with python 2.7, jax 0.1: with other versions" in said and "{" not in said
 
 
 def test_the_baselines_score_the_unknown_character_too(text: corpus.Corpus):

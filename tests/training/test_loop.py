@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.training import loop, runs
+from jaxseq.training import checkpoints, loop, runs
 from jaxseq.training.errors import UserError
+from jaxseq.training.signals import Signals
 
 PLAN = loop.Plan(steps=10, log_every=2, save_every=3, keep=2)
 
@@ -108,6 +109,21 @@ def test_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert np.array_equal(state["weights"], whole[1]["weights"]) and lines(path) == lines(whole[0])
 
 
+@pytest.mark.parametrize(
+    ("extra", "fault"), [({"seconds": 1.0}, "extra.logs"), ({"logs": {"metrics.jsonl": 0}}, "extra.logs.samples.txt")]
+)
+def test_a_checkpoint_that_does_not_say_how_long_the_logs_were_is_damaged(
+    whole: tuple[pathlib.Path, Any], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], extra: Any, fault: str
+):
+    path = tmp_path / "run"
+    train(path)
+    checkpoints.save(path / "checkpoints", 10, whole[1], extra, keep=2)
+    train(path)
+    said = capsys.readouterr().out
+    assert f"the checkpoint of step 10 is damaged (extra.json has no usable {fault}): using the one before" in said
+    assert lines(path) == lines(whole[0])
+
+
 def test_what_is_newer_than_where_a_run_goes_on_is_removed(tmp_path: pathlib.Path):
     path = tmp_path / "run"
     train(path)
@@ -190,6 +206,21 @@ def test_a_signal_stops_the_run_after_saving(
     assert capsys.readouterr().err == "stopping after this step and saving (Ctrl-C again to stop at once)\n"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert np.array_equal(train(path)["weights"], whole[1]["weights"]) and lines(path) == lines(whole[0])
+
+
+def test_a_command_has_something_to_save_from_the_first_step_to_the_last(tmp_path: pathlib.Path):
+    """A signal that comes while the steps compile ends it at once."""
+    saves = []
+
+    with Signals(exits=True) as signals:
+
+        def step(state: Any, number: Any, data: Any) -> Any:
+            saves.append(("compiling", signals.saves))
+            return noisy_step(state, number, data)
+
+        train(tmp_path / "run", lambda step, state: saves.append((step, signals.saves)), step=step)
+        saves.append(("done", signals.saves))
+    assert set(saves) == {("compiling", False), (3, True), (6, True), (9, True), (10, True), ("done", False)}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: pathlib.Path):

@@ -25,7 +25,7 @@ def test_a_run_folder_is_new(tmp_path: pathlib.Path):
     runs.create(tmp_path / "empty", {})
 
 
-@pytest.mark.parametrize("content", [None, "not JSON", "[1, 2]", b"\xff"])
+@pytest.mark.parametrize("content", [None, "not JSON", "[1, 2]", b"\xff", '{"a":' * 100_000])
 def test_what_is_not_a_run_is_refused(tmp_path: pathlib.Path, content: str | bytes | None):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
