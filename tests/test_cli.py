@@ -230,6 +230,7 @@ def test_going_on_with_what_is_no_run_is_one_line(tmp_path: pathlib.Path, capsys
         (lambda about: about.update(vocabulary=about["vocabulary"][0] + about["vocabulary"]), "each character once"),
         (lambda about: about.update(opening="ä"), "and an opening out of it"),
         (lambda about: about["config"].update(batch="2"), "has no usable config.batch"),
+        (lambda about: about["config"].update(learning_rate=10**400), "has no usable config.learning_rate"),
         (lambda about: about["config"].update(layers=0), "--layers must be at least 1 and less than 2**31, got 0"),
         (lambda about: about["config"].update(epochs=10**12), "--epochs must be at least 1 and less than 2**31, got"),
         (

@@ -225,10 +225,10 @@ def _to_resume(run: runs.Run) -> str:
 
 def _form(flag: Any) -> Any:
     """The form in `config.json` of a flag with this default."""
-    return (str, type(None)) if flag is None else (int, float) if isinstance(flag, float) else type(flag)
+    return (str, type(None)) if flag is None else type(flag)
 
 
-_BITS = {"5-gram": (int, float), ...: (int, float)}
+_BITS = {"5-gram": float, ...: float}
 # of what is read from config.json again
 _FORM = {
     "config": {name: _form(flag) for name, flag in _flags(Config()).items()},
@@ -284,14 +284,13 @@ def _introduce(run: runs.Run, text: corpus.Corpus, progress: Progress) -> None:
 
 
 def _conclude(run: runs.Run, progress: Progress) -> None:
-    records = run.records()
+    last = {name: value for record in run.records() for name, value in record.items()}
     for part, baselines in run.about["baseline_bits"].items():
-        name = f"{part}_bits_per_character"
-        bits = [record[name] for record in records if name in record][-1]
-        verdict = "better than" if bits < baselines["5-gram"] else "not better than"
-        progress.say(f"{part}: {bits:.3f} bits per character, {verdict} the 5-gram's {baselines['5-gram']:.3f}")
-    clock = [record for record in records if "seconds" in record][-1]
-    progress.say(f"trained for {clock['seconds']:.0f} s ({clock['cpu_seconds']:.0f} s of CPU time)")
+        bits, baseline = last.get(f"{part}_bits_per_character"), baselines["5-gram"]
+        if bits is not None:
+            verdict = "better than" if bits < baseline else "not better than"
+            progress.say(f"{part}: {bits:.3f} bits per character, {verdict} the 5-gram's {baseline:.3f}")
+    progress.say(f"trained for {last['seconds']:.0f} s ({last['cpu_seconds']:.0f} s of CPU time)")
     progress.say(f'to read more: {shlex.join(["jaxseq", "sample", str(run.path)])} --prompt "..."')
 
 

@@ -1,5 +1,6 @@
 """The form of JSON values that a user may have edited."""
 
+import sys
 from typing import Any
 
 
@@ -8,8 +9,9 @@ def find_fault(value: Any, form: Any, name: str = "") -> str | None:
 
     A form is a type, a tuple of types of which one will do, `[form]` for a list of any length, or a dictionary: a
     form for each key that has to be there, and under `...` that of all other keys, which are not looked at without it.
+    The type float takes every finite number, whole ones too.
 
-    >>> form = {"name": str, "sizes": [int], "scores": {...: (int, float)}}
+    >>> form = {"name": str, "sizes": [int], "scores": {...: float}}
     >>> find_fault({"name": "a", "sizes": [1, 2], "scores": {"first": 0.5}, "more": None}, form)
     >>> find_fault({"name": "a", "sizes": [1, "2"], "scores": {}}, form), find_fault({"name": "a"}, form)
     ('sizes.1', 'sizes')
@@ -26,7 +28,9 @@ def find_fault(value: Any, form: Any, name: str = "") -> str | None:
         if type(value) is not list:
             return name
         faults = (find_fault(item, form[0], _join(name, number)) for number, item in enumerate(value))
-    else:  # True is no number here, as it is of no use as one
+    elif form is float:
+        return None if type(value) in (int, float) and abs(value) <= sys.float_info.max else name
+    else:  # a bool is no int here
         return None if type(value) in (form if isinstance(form, tuple) else (form,)) else name
     return next((fault for fault in faults if fault is not None), None)
 
