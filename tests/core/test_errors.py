@@ -133,7 +133,7 @@ INPUTS = {
         js.Stack((js.States(ELMAN), js.Dense(4, 2))),
         floats(2, 7, 3),
         ValueError,
-        "Dense(input_size=4, output_size=2) got inputs (ElmanState(hidden=float32[2,4]), float32[2,4]), which is no array",
+        "Dense(input_size=4, output_size=2) got inputs (ElmanState(hidden=float32[2,4]), float32[2,4]), which is no",
     ),
     "floats for OneHot": (js.OneHot(5), floats(2, 7), TypeError, "OneHot(size=5) reads tokens, integers, but got"),
     "dtype": (

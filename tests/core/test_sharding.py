@@ -76,9 +76,12 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("name", PROMPTS)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit, AxisType.Manual])
-def test_generate(name, kind):
+@pytest.mark.parametrize(
+    "kind, name",
+    # the compiler of jax 0.11.2 ends the process at an empty array in shard_map
+    [(kind, name) for kind in AxisType for name in PROMPTS if (kind, name) != (AxisType.Manual, "empty")],
+)
+def test_generate(kind, name):
     params = CELL.init(jax.random.key(0))
 
     def run(params, given):
