@@ -258,7 +258,7 @@ def test_logits_are_made_for_new_tokens_only():
     vocab, time = 5000, 256
     cell = js.Stack((js.Embed(vocab, 4), js.Elman(4, 4), js.Dense(4, vocab)))
     params = jax.eval_shape(cell.init, jax.random.key(0))
-    prompt = jax.ShapeDtypeStruct((time,), int)
+    prompt = jax.ShapeDtypeStruct((time,), jnp.int32)
     compiled = jax.jit(lambda *args: generate(cell, *args, max_new_tokens=2)).lower(params, prompt).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < time * vocab * 4 / 10  # the logits of the prompt
 
