@@ -16,12 +16,17 @@ from jaxseq.samplers import categorical
 
 
 class Generated(NamedTuple):
-    """What `generate` returns."""
+    """What `generate` returns.
 
-    tokens: Int[Array, "*batch new"]  # the new ones; after a row's end they repeat it
-    lengths: Int[Array, "*batch"]  # how many of them are the row's own, its end included
-    log_probs: Float[Array, "*batch new"]  # of each token under the cell's own logits; 0 after a row's end
-    state: State  # all but the last token is read
+    `tokens` are the new ones; after a row's end they repeat it. `lengths` says how many of them are the row's own, its
+    end included. `log_probs` are those of each token under the cell's own logits, before `sample` changed them; 0 after
+    a row's end. `state` has read all but the last token.
+    """
+
+    tokens: Int[Array, "*batch new"]
+    lengths: Int[Array, "*batch"]
+    log_probs: Float[Array, "*batch new"]
+    state: State
 
 
 def generate(
@@ -53,8 +58,8 @@ def generate(
         state: where to start from; by default `initial_state`.
         start: a token for all rows, or one a row, that is read before the prompt: the one that began the training
             texts. A row that has neither `start` nor prompt reads `cell.zero_input` first, that is token 0.
-        sample: `(key, logits) -> token`, called for all rows at once. Equal functions compile once; the numbers in a
-            `jax.tree_util.Partial` are traced.
+        sample: `(key, logits) -> token`, called for all rows at once; `samplers` shows how to make one. Equal
+            functions compile once; the numbers in a `jax.tree_util.Partial` are traced.
         end: the token that ends a row, one for all or one a row. Ended rows hold their state while the others go on.
             Only a new token ends a row: in the prompt `end` is read like any other.
         noise_key: for the noise of the cell itself, such as dropout, which otherwise has none while generating.
@@ -80,10 +85,11 @@ def generate(
     ((2, 6), (2,), (2, 6))
     """
     if not isinstance(cell, Cell):
-        raise TypeError(f"generate needs a Cell, which can advance one step, got {cell!r}.")
+        raise TypeError(f"generate needs a Cell, which can advance one step, got {type(cell).__name__}.")
     if cell.input_rank != 0:
         raise TypeError(
-            f"generate feeds tokens, but {cell} reads inputs of rank {cell.input_rank}: put Embed or OneHot before it."
+            f"generate feeds tokens, but {cell} reads inputs of rank {cell.input_rank}: put Embed or OneHot before it, "
+            "or declare input_rank = 0 in a cell of your own."
         )
     max_new_tokens = operator.index(max_new_tokens)
     if max_new_tokens < 0:
@@ -100,6 +106,7 @@ def generate(
             f"generate needs token ids [*batch, time] as prompt: pad rows of other lengths, and give a mask ({error})."
         ) from None
     mask = None if mask is None else jnp.asarray(mask)
+    start, end = (token if token is None or isinstance(token, int) else jnp.asarray(token) for token in (start, end))
     for name, token in (("start", start), ("end", end)):
         if isinstance(token, int):  # other numbers are traced
             vocab = _vocab(cell, params, prompt.shape[:-1])

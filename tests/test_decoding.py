@@ -422,6 +422,7 @@ def same_token(key, logits):
         ({"start": VOCAB}, ValueError, r"a token below the vocab 5 as start, got 5"),
         ({"start": -1}, ValueError, r"below the vocab 5 as start, got -1"),
         ({"end": 300, "prompt": PROMPT.astype(jnp.uint8)}, ValueError, r"below the vocab 5 as end, got 300"),
+        ({"end": [1, 2]}, ValueError, r"one end token, or one a row \(3,\)"),
         ({"end": jnp.array([1, 2])}, ValueError, r"one end token, or one a row \(3,\), got end of shape \(2,\)"),
         ({"state": MODEL.initial_state(PARAMS)}, ValueError, "batch axes of the inputs"),
         ({"state": 1.0}, TypeError, "state of another cell"),

@@ -61,6 +61,7 @@ class Recurrent(Cell):
         return self.hidden_size
 
     def init(self, key: Array) -> Any:
+        errors.check_key(self, key)
         return init_gated(key, self.input_size, self.gate_count, self.hidden_size)
 
     def axes(self) -> Any:

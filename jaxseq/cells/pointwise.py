@@ -108,6 +108,7 @@ class Embed(Pointwise):
         return self.size
 
     def init(self, key: Array) -> EmbedParams:
+        errors.check_key(self, key)
         return EmbedParams(jax.random.normal(key, (self.vocab_size, self.size)))
 
     def axes(self) -> Any:
@@ -143,6 +144,7 @@ class Dense(Pointwise):
     output_size: int
 
     def init(self, key: Array) -> DenseParams:
+        errors.check_key(self, key)
         return DenseParams(_lecun(key, (self.input_size, self.output_size)), jnp.zeros(self.output_size))
 
     def axes(self) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool
 
+from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Run, SequenceLayer
 
 
@@ -59,6 +60,7 @@ class Sequential(SequenceLayer):
         return all(layer.keeps_size for layer in self.layers)
 
     def init(self, key: Array) -> tuple[Any, ...]:
+        errors.check_key(self, key)
         keys = jax.random.split(key, len(self.layers))
         return tuple(layer.init(key) for layer, key in zip(self.layers, keys, strict=True))
 

@@ -113,9 +113,9 @@ class Feedback(Wrapper):
     """A cell whose output is its next input.
 
     A cell that reads just its own output then has no inputs: `unroll(params, None, state, length=T)`. A cell that reads
-    a pair `(x, output)` (its `input_rank` is a pair) has the inputs x. The first input is zeros, or token 0; to start
-    from another, give `FeedbackState(cell=..., output=...)` as the state. Without inputs the state says the batch:
-    `initial_state(params, (2,))`. Tokens are fed back by `generate`.
+    a pair `(x, output)` (its `input_rank` is a pair such as (1, 1), and so is its `input_size`) has the inputs x. The
+    first input is zeros, or token 0; to start from another, give `FeedbackState(cell=..., output=...)` as the state.
+    Without inputs the state says the batch: `initial_state(params, (2,))`. Tokens are fed back by `generate`.
 
     >>> import jaxseq as js
     >>> cell = js.Feedback(js.Dense(2, 2))
@@ -124,13 +124,21 @@ class Feedback(Wrapper):
     (3, 2)
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fed, reads = super().output_size, super().input_size
+        reads = reads[1] if self._reads_pairs and isinstance(reads, tuple) else reads
+        if isinstance(fed, int) and isinstance(reads, int) and fed != reads:
+            raise ValueError(f"Feedback gives {self.cell} its output of {fed} features, but it reads {reads}.")
+
     @property
     def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.cell.input_rank[0] if self._reads_pairs else None
 
     @property
     def input_size(self) -> Any:
-        return super().input_size[0] if self._reads_pairs else None
+        size = super().input_size
+        return size[0] if self._reads_pairs and isinstance(size, tuple) else None
 
     def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> FeedbackState:
         x = self.cell.zero_input(params, batch_shape)

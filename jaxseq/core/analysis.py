@@ -28,6 +28,8 @@ _PRODUCTS = _LOOKUPS | {"dot_general", "conv_general_dilated"}
 # what `vmap` refuses or computes otherwise
 _OPAQUE = frozenset(("pure_callback", "ffi_call", "rng_bit_generator"))
 
+_CHECKPOINTS = frozenset(("checkpoint", "remat2"))
+
 # What costs about as much to compute as to read back. (A slice is smaller than what it is taken from.)
 _SLICES = frozenset(("slice", "split", "unstack"))
 RECOMPUTED = (_LINEAR | _EXPANDING | _RESHAPING).union(
@@ -88,6 +90,7 @@ class Plan:
     deferred: dict[int, tuple[int, ...]]  # the positions of the deferred operands, by the id of their equation
     live: frozenset[core.Var]  # constants and series that the loop also reads undeferred
     room: int  # the size up to which arrays of every step are stored
+    has_checkpoint: bool  # a `jax.checkpoint` in the step says itself what is saved
 
 
 def analyse(jaxpr: Any, carry_size: int) -> Plan | None:
@@ -159,6 +162,7 @@ class _Analysis:
             deferred=deferred,
             live=frozenset(live).intersection([*constants, *series]),
             room=self.room,
+            has_checkpoint=_has_checkpoint(self.loop),
         )
 
     def _of(self, atoms: Iterable) -> Depends:
@@ -313,6 +317,15 @@ def _is_elementary(equation: core.JaxprEqn) -> bool:
     inner = list(core.jaxprs_in_params(equation.params))
     known = equation.primitive.name in ("custom_jvp_call", "jit", "pjit")
     return not inner or (known and all(_is_elementary(e) for jaxpr in inner for e in jaxpr.eqns))
+
+
+def _has_checkpoint(equations: Iterable[core.JaxprEqn]) -> bool:
+    """Whether a `jax.checkpoint` is among the equations or in what they call."""
+    return any(
+        equation.primitive.name in _CHECKPOINTS
+        or any(_has_checkpoint(inner.eqns) for inner in core.jaxprs_in_params(equation.params))
+        for equation in equations
+    )
 
 
 def _needed(equations: Sequence[core.JaxprEqn], wanted: Iterable) -> list[core.JaxprEqn]:

@@ -191,7 +191,8 @@ class SequenceLayer(abc.ABC):
 class Cell(SequenceLayer):
     """A causal layer: it also advances one step at a time.
 
-    A new cell gives `init`, `initial_state` and `step` and inherits the rest. At padded steps it is given x = 0, so
+    A new cell gives `init`, `initial_state` and `step` and inherits the rest; one that reads tokens declares
+    `input_rank = 0`. At padded steps it is given x = 0, so
     values and gradients must be finite there: x / |x| is not, x / (|x| + 1) is.
     """
 
@@ -221,7 +222,7 @@ class Cell(SequenceLayer):
             raise TypeError(f"{self} does not tell the shape of its inputs: declare input_size or override zero_input.")
 
         sizes = getattr(self, "input_size", None)
-        if sizes is None:
+        if jax.tree.structure(sizes) != jax.tree.structure(self.input_rank):
             return jax.tree.map(lambda rank: zeros(rank, None), self.input_rank)
         return jax.tree.map(zeros, self.input_rank, sizes)
 

@@ -68,7 +68,7 @@ def reset_where(cell: Any, params: Any, state: Any, done: Bool[Array, "*batch"])
     [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     """
     done = jnp.asarray(done)
-    start = cell.initial_state(params, done.shape)
     errors.check_flags(cell, done, "done", done.shape)
+    start = cell.initial_state(params, done.shape)
     errors.check_state(cell, state, start)
     return select(done, start, state)

@@ -19,7 +19,7 @@ its transpose, and higher derivatives, `vmap`, `jit`, `checkpoint` and `shard_ma
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -47,9 +47,10 @@ def scan(
     differs, hence results up to rounding. A step with effects, or of symbolic shapes, runs under `jax.lax.scan` itself.
 
     The gradient holds the products' cotangents of all steps at once, as fast kernels do: it may need up to about twice
-    the memory. A `jax.checkpoint` in the step is obeyed, and `Remat` bounds it for any cell. Outside of `jit`, `grad`
-    and `vmap` trace the step anew at each call. Where the rule of a `custom_jvp` is not the derivative, second
-    derivatives depend on the order of modes, and so they may differ here.
+    the memory, which `Remat` bounds for any cell. A `jax.checkpoint` in the step is obeyed; what it encloses is
+    differentiated, and what is around it saved, as `jax.lax.scan` does it, so let it enclose what follows the products.
+    Outside of `jit`, `grad` and `vmap` trace the step anew at each call. Where the rule of a `custom_jvp` is not the
+    derivative, second derivatives depend on the order of modes, and so they may differ here.
 
     Args:
       f: one step, `(carry, x) -> (carry, y)`; what it closes over is differentiated too.
@@ -251,11 +252,16 @@ def _tangible(loop: _Loop, inputs: tuple, saved: list[core.Var]) -> Callable:
 
 def _zeros(loop: _Loop, inputs: tuple, wanted: list[core.Var]) -> dict[core.Var, jax.Array]:
     """Zeros `[time, ...]` for variables of the loop, typed (and sharded) as a step makes them: no value is read."""
-    constants, init, series = inputs
-    first = {var: lax.index_in_dim(leaf, 0, keepdims=False) for var, leaf in series.items()}
-    environment = evaluate(loop.plan.loop, {**constants, **init, **first})
-    zeros = OrderedDict((var, jnp.zeros_like(environment[var])) for var in wanted)
-    return jax.vmap(lambda _: zeros)(jnp.arange(loop.length)) if zeros else {}
+
+    @jax.jit  # so that no step runs: dead code goes
+    def zeros(inputs):
+        constants, init, series = inputs
+        first = {var: lax.index_in_dim(leaf, 0, keepdims=False) for var, leaf in series.items()}
+        environment = evaluate(loop.plan.loop, {**constants, **init, **first})
+        of_a_step = OrderedDict((var, jnp.zeros_like(environment[var])) for var in wanted)
+        return jax.vmap(lambda _: of_a_step)(jnp.arange(loop.length))
+
+    return zeros(inputs) if wanted else {}
 
 
 def _outside(term: Term, constants: Mapping, over_time: Mapping, dots: Mapping, length: int) -> jax.Array:
@@ -287,18 +293,9 @@ def _saving(plan: Plan) -> Callable:
     Not for complex steps, whose saved values it cannot mark, nor where the step says itself what to save.
     """
     is_complex = any(jnp.issubdtype(equations.dtype(var), jnp.complexfloating) for e in plan.loop for var in e.outvars)
-    if is_complex or _has_checkpoint(plan.loop):
+    if is_complex or plan.has_checkpoint:
         return lambda step: step
     return functools.partial(jax.checkpoint, policy=_worth_saving(plan.room), prevent_cse=False)
-
-
-def _has_checkpoint(equations: Iterable[core.JaxprEqn]) -> bool:
-    """Whether a `jax.checkpoint` is among the equations or in what they call."""
-    return any(
-        equation.primitive.name in ("checkpoint", "remat2")
-        or any(_has_checkpoint(inner.eqns) for inner in core.jaxprs_in_params(equation.params))
-        for equation in equations
-    )
 
 
 def _worth_saving(room: int) -> Callable[..., bool]:

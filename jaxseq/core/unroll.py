@@ -127,6 +127,11 @@ def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, .
     for x, rank in zip(jax.tree.leaves(xs), ranks, strict=True):
         if rank == 0:
             errors.check_tokens(layer, x)
+        elif rank == 1 and jnp.issubdtype(x.dtype, jnp.integer) and errors.float_dtype(params) is not None:
+            raise TypeError(
+                f"{layer} reads vectors, but got {errors.shape_of(x)}: a cell that reads tokens declares "
+                "input_rank = 0, and integers that are features are cast with .astype(float)."
+            )
     found = {x.shape[: max(x.ndim - rank, 0)] for x, rank in zip(jax.tree.leaves(xs), ranks, strict=True)}
     if () in found:
         raise ValueError(f"{_needs(layer)}, but got {errors.shape_of(xs)}.")

@@ -76,6 +76,21 @@ class Pair(js.Cell):
         return state, x
 
 
+class Pairs(js.Cell):
+    """A user's cell that reads two vectors at each step, of which the second might be its output."""
+
+    input_rank = (1, 1)
+
+    def init(self, key):
+        return ()
+
+    def initial_state(self, params, batch_shape=()):
+        return ()
+
+    def step(self, params, state, x, key=None):
+        return state, x[1]
+
+
 def zeros(cell):
     """Params of zeros."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(cell.init, jax.random.key(0)))
@@ -120,6 +135,12 @@ INPUTS = {
     "rank of tokens": (EMBED, np.int32(1), ValueError, "features of rank 0, but got int32[]"),
     "tree": (Pair(), floats(7, 3), ValueError, "features of rank (1, 0), but got float32[7,3]: another tree"),
     "axes": (Pair(), (floats(2, 7, 3), tokens(2, 6)), ValueError, "[*batch, time] axes differ: [(2, 6), (2, 7)]"),
+    "tokens for vectors": (
+        ELMAN,
+        tokens(7, 3),
+        TypeError,
+        "reads vectors, but got int32[7,3]: a cell that reads tokens",
+    ),
     "none": (ELMAN, None, ValueError, "but got None; a layer without inputs declares input_rank = None"),
     "floats for Embed": (EMBED, floats(2, 7), TypeError, "reads tokens, integers, but got float32[2,7]: cast"),
     "params for inputs": (ELMAN, zeros(ELMAN), ValueError, "but got GatedParams(input_kernel=float32[3,1,4]"),
@@ -517,10 +538,21 @@ def test_building(build, error, message):
         build()
 
 
-@pytest.mark.parametrize("cell", [js.Feedback(js.Dense(2, 3)), js.Feedback(js.Stack((js.Dense(2, 3), Doubled())))])
-def test_outputs_that_cannot_be_fed_back(cell):
+def test_outputs_that_cannot_be_fed_back():
+    cell = js.Feedback(js.Stack((js.Dense(2, 3), Doubled())))
     with says(ValueError, "cannot feed back its output float32["):
         cell.unroll(zeros(cell), None, length=3)
+    with says(ValueError, "Feedback gives Dense(input_size=2, output_size=3) its output of 3 features, but it reads 2"):
+        js.Feedback(js.Dense(2, 3))
+    pair = js.Feedback(Pairs())
+    with says(TypeError, "Pairs() does not tell the shape of its inputs"):
+        pair.unroll((), floats(2, 7, 3))
+
+
+@pytest.mark.parametrize("cell", [ELMAN, EMBED, js.Dense(2, 3), LANGUAGE_MODEL])
+def test_params_are_made_from_a_key(cell):
+    with says(TypeError, "needs one key, such as jax.random.key(0), got 0"):
+        cell.init(0)
 
 
 def test_outputs_that_cannot_be_added():

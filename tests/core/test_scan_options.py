@@ -239,6 +239,19 @@ def test_a_pure_callback_of_the_input_runs_once_a_step():
     assert_equal_trees(got, expected)
 
 
+def test_a_gradient_without_jit_runs_no_step_that_the_loop_does_not():
+    """In reverse the first carry never meets the first input, of which the root would be none."""
+
+    def step(a, carry, x):
+        return carry + 5 * a, a * jnp.sqrt(carry - x)
+
+    def loss(a):
+        return scan(functools.partial(step, a), jnp.float32(1), jnp.array([2.0, 0.0]), reverse=True)[1].sum()
+
+    with jax.debug_nans(True):
+        assert jax.grad(loss)(1.0) == 4.25  # of a √1 + a √(5 a - 1)
+
+
 def test_symbolic_shapes():
     """As `jax.export` has them."""
     batch, time = export.symbolic_shape("batch, time")
