@@ -32,7 +32,7 @@ class Elman(Gated):
     ((5, 3), (3,))
     """
 
-    gate_count: ClassVar[int] = 1
+    gates: ClassVar[tuple[str, ...]] = ("h",)
 
     _: dataclasses.KW_ONLY
     activation: Activation = "tanh"

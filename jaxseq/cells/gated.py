@@ -37,14 +37,15 @@ GATED_AXES: Any = GatedParams._make(  # specs stand where the arrays do
 class Recurrent(Cell):
     """A cell that multiplies its input and its hidden state by kernels of several gates.
 
-    A subclass gives `gate_count`, `initial_state` and `step`, and extends `init` and `axes` if it has more parameters.
+    A subclass gives `gates`, their names in the order of the kernels (the letters of its equations; "f" forgets),
+    `initial_state` and `step`, and extends `init` and `axes` if it has more parameters.
 
     `gate_layout` says how the products hold their gates: "flat" `[*batch, gate * hidden]` is the faster, "axis"
     `[*batch, gate, hidden]` keeps each unit whole where the params are sharded over `hidden`. None is flat unless the
     kernel's type says that its last axis is sharded.
     """
 
-    gate_count: ClassVar[int]
+    gates: ClassVar[tuple[str, ...]]
 
     input_size: int
     hidden_size: int
@@ -55,6 +56,11 @@ class Recurrent(Cell):
         super().__post_init__()
         if self.gate_layout not in ("flat", "axis", None):
             raise ValueError(f'gate_layout is "flat", "axis" or None, got {self.gate_layout!r}.')
+
+    @property
+    def gate_count(self) -> int:
+        """How many gates the kernels hold."""
+        return len(self.gates)
 
     @property
     def output_size(self) -> int:
@@ -109,7 +115,7 @@ class Gated(Recurrent):
 
         z_x = x W + b,   z_h = h R (+ a recurrent bias),   state' = update(state, z_x, z_h),   y = h'
 
-    A subclass gives `gate_count`, `update` and `initial_state`, a NamedTuple with a field `hidden`.
+    A subclass gives `gates`, `update` and `initial_state`, a NamedTuple with a field `hidden`.
     """
 
     @abc.abstractmethod
@@ -118,10 +124,13 @@ class Gated(Recurrent):
 
     def step(self, params: Any, state: Any, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
         self.check(params, state, x)
-        from_input = self.product(x, params.input_kernel, params.bias)
-        from_recurrent = self.product(state.hidden, params.recurrent_kernel, getattr(params, "recurrent_bias", None))
-        state = self.update(params, state, from_input, from_recurrent)
+        state = self.update(params, state, *self.products(params, state.hidden, x))
         return state, state.hidden
+
+    def products(self, params: Any, hidden: Array, x: Array) -> tuple[Array, Array]:
+        """The two products of a step, of the input and of the hidden state."""
+        from_input = self.product(x, params.input_kernel, params.bias)
+        return from_input, self.product(hidden, params.recurrent_kernel, getattr(params, "recurrent_bias", None))
 
 
 def init_gated(

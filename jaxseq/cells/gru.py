@@ -53,7 +53,7 @@ class GRU(GRUBase, Gated):
     (5, 3)
     """
 
-    gate_count: ClassVar[int] = 3
+    gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
 
     def init(self, key: Array) -> GRUParams:
         params = super().init(key)
@@ -86,7 +86,7 @@ class GRUv1(GRUBase):
     (3, 3, 3)
     """
 
-    gate_count: ClassVar[int] = 3
+    gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
 
     def step(self, params: GatedParams, state: GRUState, x: Float[Array, "*batch input"], key: Any = None) -> Any:
         self.check(params, state, x)
@@ -116,7 +116,7 @@ class MinimalGRU(GRUBase, Gated):
     (2, 3)
     """
 
-    gate_count: ClassVar[int] = 2
+    gates: ClassVar[tuple[str, ...]] = ("z", "n")
 
     def update(self, params: GatedParams, state: GRUState, from_input: Array, from_recurrent: Array) -> GRUState:
         z, n = self.split_gates(from_input + from_recurrent)

@@ -41,7 +41,7 @@ class LSTM(Gated):
     ((4, 5, 3), (4, 3))
     """
 
-    gate_count: ClassVar[int] = 4
+    gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
 
     _: dataclasses.KW_ONLY
     activation: Activation = "tanh"
@@ -124,7 +124,7 @@ class CoupledLSTM(LSTM):
     (3, 3)
     """
 
-    gate_count: ClassVar[int] = 3
+    gates: ClassVar[tuple[str, ...]] = ("f", "g", "o")
 
     def init(self, key: Array) -> GatedParams:
         params = Gated.init(self, key)

@@ -6,7 +6,8 @@ import jax
 from jaxtyping import Array
 
 from jaxseq.core import errors
-from jaxseq.core.cell import Run, Wrapper
+from jaxseq.core.unroll import Run
+from jaxseq.core.wrapper import Wrapper
 
 
 class Residual(Wrapper):

@@ -1,5 +1,6 @@
 """Layers one after another."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,6 +80,10 @@ class Sequential(SequenceLayer):
 
     def axes(self) -> tuple[Any, ...]:
         return tuple(layer.axes() for layer in self.layers)
+
+    def map_layers(self, function: Callable[[SequenceLayer, Any], Any], params: tuple[Any, ...]) -> tuple[Any, ...]:
+        self._check(params)
+        return tuple(layer.map_layers(function, p) for layer, p in zip(self.layers, params, strict=True))
 
     def _unroll(self, params: tuple[Any, ...], xs: Any, state: tuple[Any, ...], run: Run) -> Any:
         self._check(params)

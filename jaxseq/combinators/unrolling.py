@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxseq.core import errors
-from jaxseq.core.cell import Run, Wrapper
-from jaxseq.core.unroll import scan_from_fresh, unroll_steps
+from jaxseq.core.unroll import Run, scan_from_fresh, unroll_steps
+from jaxseq.core.wrapper import Wrapper
 
 
 class Plain(Wrapper):

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import numbers
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform, final
 
 import jax
@@ -128,6 +129,10 @@ class SequenceLayer(abc.ABC):
         params = jax.eval_shape(self.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), params)
 
+    def map_layers(self, function: Callable[["SequenceLayer", Params], Params], params: Params) -> Params:
+        """The params, with those of each layer inside stacks and wrappers replaced by `function(layer, params)`."""
+        return function(self, params)
+
     @final
     def unroll(
         self,
@@ -225,64 +230,6 @@ class Cell(SequenceLayer):
         if jax.tree.structure(sizes) != jax.tree.structure(self.input_rank):
             return jax.tree.map(lambda rank: zeros(rank, None), self.input_rank)
         return jax.tree.map(zeros, self.input_rank, sizes)
-
-
-class Wrapper(Cell):
-    """A cell around another cell, which it forwards to; subclasses change one thing.
-
-    One that changes `step` unrolls by it, so what is special in how the inner cell unrolls (`Remat`, `Plain`) goes
-    around such a wrapper rather than into it.
-    """
-
-    cell: Cell
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.cell, Cell):
-            what = "has no step: it reads whole sequences" if isinstance(self.cell, SequenceLayer) else "is not a cell"
-            raise TypeError(f"{type(self).__name__} needs a cell, but {self.cell!r} {what}.")
-
-    @property
-    def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.cell.input_rank
-
-    @property
-    def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.cell.keeps_size
-
-    @property
-    def input_size(self) -> Any:
-        return getattr(self.cell, "input_size", None)
-
-    @property
-    def output_size(self) -> Any:
-        return getattr(self.cell, "output_size", None)
-
-    def init(self, key: Array) -> Params:
-        return self.cell.init(key)
-
-    def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> State:
-        return self.cell.initial_state(params, batch_shape)
-
-    def draw(self, params: Params, key: Array) -> Params:
-        return self.cell.draw(params, key)
-
-    def attach(self, params: Params, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
-        return self.cell.attach(params, memory, mask)
-
-    def axes(self) -> Any:
-        return self.cell.axes()
-
-    def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
-        return self.cell.zero_input(params, batch_shape)
-
-    def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
-        return self.cell.step(params, state, x, key)
-
-    def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
-        if type(self).step is Wrapper.step:
-            return self.cell._unroll(params, xs, state, run)
-        return super()._unroll(params, xs, state, run)
 
 
 def _number(layer: Any, field: dataclasses.Field, value: Any) -> int | float:

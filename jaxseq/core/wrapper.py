@@ -1,0 +1,104 @@
+"""Cells around another cell."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool
+
+from jaxseq.core.cell import Cell, Params, SequenceLayer, State
+from jaxseq.core.unroll import Run
+
+
+class Wrapper(Cell):
+    """A cell around another cell, which it forwards to; subclasses change one thing.
+
+    Its params are those of the cell; a subclass that computes the cell's params from its own overrides `inner`, and one
+    that has more of them extends `Extended`.
+
+    One that changes `step` unrolls by it, so what is special in how the inner cell unrolls (`Remat`, `Plain`) goes
+    around such a wrapper rather than into it.
+    """
+
+    cell: Cell
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.cell, Cell):
+            what = "has no step: it reads whole sequences" if isinstance(self.cell, SequenceLayer) else "is not a cell"
+            raise TypeError(f"{type(self).__name__} needs a cell, but {self.cell!r} {what}.")
+
+    @property
+    def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cell.input_rank
+
+    @property
+    def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cell.keeps_size
+
+    @property
+    def input_size(self) -> Any:
+        return getattr(self.cell, "input_size", None)
+
+    @property
+    def output_size(self) -> Any:
+        return getattr(self.cell, "output_size", None)
+
+    def inner(self, params: Params) -> Params:
+        """The params of the cell, from those of the wrapper."""
+        return params
+
+    def init(self, key: Array) -> Params:
+        return self.cell.init(key)
+
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> State:
+        return self.cell.initial_state(self.inner(params), batch_shape)
+
+    def draw(self, params: Params, key: Array) -> Params:
+        return self.cell.draw(params, key)
+
+    def attach(self, params: Params, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
+        return self.cell.attach(params, memory, mask)
+
+    def axes(self) -> Any:
+        return self.cell.axes()
+
+    def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Params) -> Params:
+        return self.cell.map_layers(function, params)
+
+    def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
+        return self.cell.zero_input(self.inner(params), batch_shape)
+
+    def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
+        return self.cell.step(self.inner(params), state, x, key)
+
+    def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
+        if type(self).step is Wrapper.step:
+            return self.cell._unroll(self.inner(params), xs, state, run)
+        return super()._unroll(params, xs, state, run)
+
+
+class Extended(Wrapper):
+    """A wrapper with params of its own: a NamedTuple whose field `cell` holds those of the cell.
+
+    A subclass gives `init` and `axes`, which make that tuple, and changes one thing.
+    """
+
+    def inner(self, params: Any) -> Params:
+        return params.cell
+
+    def draw(self, params: Any, key: Array) -> Params:
+        return params._replace(cell=self.cell.draw(params.cell, key))
+
+    def attach(self, params: Any, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
+        return params._replace(cell=self.cell.attach(params.cell, memory, mask))
+
+    def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Any) -> Params:
+        return params._replace(cell=self.cell.map_layers(function, params.cell))
+
+
+def follow(y: Any, state: State, changed: State) -> Any:
+    """The output of a step whose new `state` was `changed`: what is a part of the state stays that part."""
+    parts = zip(jax.tree.leaves(state), jax.tree.leaves(changed), strict=True)
+    now = {id(before): after for before, after in parts}
+    return jax.tree.map(lambda leaf: now.get(id(leaf), leaf), y)
