@@ -2,6 +2,7 @@
 
 Cells: Elman, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, GRU, GRUv1, MinimalGRU, Embed, OneHot, Dense, Map.
 Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
+Layers that read whole sequences: Bidirectional.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json; the modules losses, metrics and samplers.
 To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
 """
@@ -9,6 +10,8 @@ To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes
 from . import losses as losses
 from . import metrics as metrics
 from . import samplers as samplers
+from .bidirectional import Bidirectional as Bidirectional
+from .bidirectional import Both as Both
 from .cells.elman import Elman as Elman
 from .cells.elman import ElmanState as ElmanState
 from .cells.gated import GatedParams as GatedParams

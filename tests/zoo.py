@@ -144,6 +144,15 @@ ZOO: dict[str, Line] = {
     "stack": Line(js.Stack((js.Embed(4, 2), js.LSTM(2, 3), js.Dropout(0.5), js.GRU(3, 3), js.Dense(3, 4))), noisy=True),
     "sequential": Line(js.Sequential((js.LSTM(2, 3), js.Dropout(0.5), Backward(js.GRU(3, 3)))), noisy=True),
     "residual": Line(js.Residual(js.GRU(2, 2))),
+    "bidirectional": Line(
+        js.Bidirectional(js.Stack((js.Dropout(0.5), js.GRU(2, 3))), js.Elman(2, 3), merge="product"), noisy=True
+    ),
+    "bidirectional_stack": Line(
+        js.Sequential((js.Bidirectional(js.LSTM(2, 3), js.GRU(2, 2)), js.Bidirectional(js.Elman(5, 3), js.Dense(5, 3))))
+    ),
+    "bidirectional_nested": Line(
+        js.Bidirectional(Backward(js.Elman(2, 3)), js.Bidirectional(js.Elman(2, 3), js.GRU(2, 3)), merge="both")
+    ),
     "remat": Line(js.Remat(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), every=4), noisy=True),
     "remat_root": Line(js.Remat(js.Elman(2, 3))),
     "plain": Line(js.Plain(js.GRU(2, 3))),
@@ -160,14 +169,19 @@ ZOO: dict[str, Line] = {
 
 
 def inputs(layer: js.SequenceLayer, key: jax.Array, leading: tuple[int, ...]) -> Any:
-    """Random inputs `[*leading, ...]` of a layer: tokens below 4, vectors of its `input_size`, images of 4 x 3 x 1."""
-    ranks, tree = jax.tree.flatten(layer.input_rank)
-    sizes = getattr(layer, "input_size", None)
-    sizes = sizes if isinstance(sizes, tuple) else [sizes or 2] * len(ranks)
+    """Random inputs `[*leading, ...]` of a layer: tokens below 4, else arrays of the shapes of its `zero_input`.
 
-    def draw(rank, size):
+    A layer that does not tell them gets vectors of 2 features, and images of 4 x 3 x 1.
+    """
+    try:
+        zero = jax.eval_shape(lambda key: layer.zero_input(layer.init(key)), key)
+        shapes = jax.tree.map(jnp.shape, zero)
+    except TypeError:
+        shapes = jax.tree.map({0: (), 1: (2,), 2: (3, 1), 3: (4, 3, 1)}.get, layer.input_rank)
+
+    def draw(rank, shape):
         if rank == 0:
             return jax.random.randint(key, leading, 0, 4)
-        return jax.random.normal(key, (*leading, *((size,) if rank == 1 else (4, 3, 1))))
+        return jax.random.normal(key, (*leading, *shape))
 
-    return jax.tree.unflatten(tree, [draw(rank, size) for rank, size in zip(ranks, sizes, strict=True)])
+    return jax.tree.map(draw, layer.input_rank, shapes)

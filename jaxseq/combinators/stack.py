@@ -78,6 +78,11 @@ class Sequential(SequenceLayer):
         self._check(params)
         return tuple(layer.attach(p, memory, mask) for layer, p in zip(self.layers, params, strict=True))
 
+    def zero_input(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> Any:
+        self._check(params)
+        first = next((index for index, layer in enumerate(self.layers) if not layer.keeps_size), 0)
+        return self.layers[first].zero_input(params[first], batch_shape)
+
     def axes(self) -> tuple[Any, ...]:
         return tuple(layer.axes() for layer in self.layers)
 

@@ -120,6 +120,22 @@ class SequenceLayer(abc.ABC):
         """The params that also hold a constant `memory` to read; unchanged where nothing reads one."""
         return params
 
+    def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
+        """The x = 0 of one step: token 0 for cells that read tokens, else zeros of `input_size` features."""
+        dtype = errors.float_dtype(params) or jnp.zeros(()).dtype
+
+        def zeros(rank, size):
+            if rank == 0:
+                return jnp.zeros(batch_shape, int)
+            if rank == 1 and size is not None:
+                return jnp.zeros((*batch_shape, size), dtype)
+            raise TypeError(f"{self} does not tell the shape of its inputs: declare input_size or override zero_input.")
+
+        sizes = getattr(self, "input_size", None)
+        if jax.tree.structure(sizes) != jax.tree.structure(self.input_rank):
+            return jax.tree.map(lambda rank: zeros(rank, None), self.input_rank)
+        return jax.tree.map(zeros, self.input_rank, sizes)
+
     def axes(self) -> Any:
         """The tree of the params with the names of each array's axes, a `PartitionSpec`, for leaves.
 
@@ -214,22 +230,6 @@ class Cell(SequenceLayer):
 
     def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
         return unroll_steps(scan, self, params, xs, state, run)
-
-    def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
-        """The x = 0 of one step: token 0 for cells that read tokens, else zeros of `input_size` features."""
-        dtype = errors.float_dtype(params) or jnp.zeros(()).dtype
-
-        def zeros(rank, size):
-            if rank == 0:
-                return jnp.zeros(batch_shape, int)
-            if rank == 1 and size is not None:
-                return jnp.zeros((*batch_shape, size), dtype)
-            raise TypeError(f"{self} does not tell the shape of its inputs: declare input_size or override zero_input.")
-
-        sizes = getattr(self, "input_size", None)
-        if jax.tree.structure(sizes) != jax.tree.structure(self.input_rank):
-            return jax.tree.map(lambda rank: zeros(rank, None), self.input_rank)
-        return jax.tree.map(zeros, self.input_rank, sizes)
 
 
 def _number(layer: Any, field: dataclasses.Field, value: Any) -> int | float:

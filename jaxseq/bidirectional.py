@@ -1,0 +1,174 @@
+"""Reading a sequence from both ends."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from jaxseq.core import errors
+from jaxseq.core.cell import Params, SequenceLayer
+from jaxseq.core.unroll import Run
+
+_MERGES: dict[str, Callable[[Array, Array], Any]] = {
+    "concatenate": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
+    "sum": lambda forward, backward: forward + backward,
+    "mean": lambda forward, backward: (forward + backward) / 2,
+    "product": lambda forward, backward: forward * backward,
+}
+
+
+class Both(NamedTuple):
+    """Something for each direction: params, states, or outputs."""
+
+    forward: Any
+    backward: Any
+
+
+class Bidirectional(SequenceLayer):
+    """Two layers that read the same sequence, one from each end.
+
+        y_t = merge(forward(x_1 … x_t), backward(x_T … x_t))
+
+    `merge` is "concatenate" (of the features), "sum", "mean", "product", or "both", which gives the pair
+    `Both(forward, backward)`. Params and states are such pairs too; the state after the sequence holds what each reader
+    knows at its own end. `backward` begins each segment where `reset` begins the next one, at the segment's last step,
+    and the whole sequence from the state it is given. The layers may be different; they are cells, or layers of any
+    kind.
+
+    M. Schuster and K. K. Paliwal, Bidirectional recurrent neural networks, IEEE Transactions on Signal Processing 45,
+    1997.
+
+    >>> import jaxseq as js
+    >>> layer = js.Sequential((Bidirectional(js.LSTM(2, 3), js.LSTM(2, 3)), js.Dense(6, 1)))
+    >>> state, ys = layer.unroll(layer.init(jax.random.key(0)), jnp.ones((5, 2)))
+    >>> ys.shape, state[0].backward.hidden.shape
+    ((5, 1), (3,))
+    """
+
+    forward: SequenceLayer
+    backward: SequenceLayer
+    merge: Literal["concatenate", "sum", "mean", "product", "both"] = "concatenate"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, layer in zip(Both._fields, self._readers, strict=True):
+            if not isinstance(layer, SequenceLayer):
+                raise TypeError(f"Bidirectional needs a layer as {name}, got {layer!r}.")
+        if self.merge not in (*_MERGES, "both"):
+            raise ValueError(f"Bidirectional merges by {', '.join(_MERGES)} or both, got {self.merge!r}.")
+        if self.forward.input_rank != self.backward.input_rank:
+            raise ValueError(
+                f"Bidirectional reads one input twice, but {self.forward} reads rank {self.forward.input_rank} and "
+                f"{self.backward} rank {self.backward.input_rank}."
+            )
+        reads, gives = self._sizes("input_size"), self._sizes("output_size")
+        if None not in reads and reads.forward != reads.backward:
+            raise ValueError(f"Bidirectional reads one input twice, but its layers need {_listed(reads)} features.")
+        if self.merge in ("sum", "mean", "product") and None not in gives and gives.forward != gives.backward:
+            raise ValueError(
+                f"Bidirectional cannot take the {self.merge} of {_listed(gives)} features: make the sizes equal, or "
+                'merge by "concatenate".'
+            )
+
+    @property
+    def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.forward.input_rank
+
+    @property
+    def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.merge in ("sum", "mean", "product") and all(layer.keeps_size for layer in self._readers)
+
+    @property
+    def input_size(self) -> Any:
+        sizes = self._sizes("input_size")
+        return sizes.backward if sizes.forward is None else sizes.forward
+
+    @property
+    def output_size(self) -> Any:
+        sizes = self._sizes("output_size")
+        if None in sizes:
+            return None
+        if self.merge == "both":
+            return sizes
+        return sizes.forward + sizes.backward if self.merge == "concatenate" else sizes.forward
+
+    def init(self, key: Array) -> Both:
+        errors.check_key(self, key)
+        return Both(*(layer.init(key) for layer, key in zip(self._readers, jax.random.split(key), strict=True)))
+
+    def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> Both:
+        return self._each(lambda layer, p: layer.initial_state(p, batch_shape), params)
+
+    def draw(self, params: Any, key: Array) -> Both:
+        keys = Both(*jax.random.split(key))
+        return self._each(lambda layer, p, key: layer.draw(p, key), params, keys)
+
+    def attach(self, params: Any, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Both:
+        return self._each(lambda layer, p: layer.attach(p, memory, mask), params)
+
+    def axes(self) -> Both:
+        return Both(self.forward.axes(), self.backward.axes())
+
+    def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Any) -> Both:
+        return self._each(lambda layer, p: layer.map_layers(function, p), params)
+
+    def zero_input(self, params: Any, batch_shape: tuple[int, ...] = ()) -> Any:
+        return self.forward.zero_input(params.forward, batch_shape)
+
+    def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Both, Any]:
+        self._check(params)
+        keys = (None, None)
+        if run.keys is not None:
+            keys = jax.vmap(jax.random.split, out_axes=1)(run.keys)
+        from_end = run._replace(reverse=not run.reverse, reset=segment_ends(run.reset, run.reverse), keys=keys[1])
+        with jax.named_scope("forward"):
+            forward, forward_ys = self.forward._unroll(params.forward, xs, state.forward, run._replace(keys=keys[0]))
+        with jax.named_scope("backward"):
+            backward, backward_ys = self.backward._unroll(params.backward, xs, state.backward, from_end)
+        return Both(forward, backward), self._merge(forward_ys, backward_ys)
+
+    def _merge(self, forward: Any, backward: Any) -> Any:
+        if self.merge == "both":
+            return Both(forward, backward)
+        kept = None if self.merge != "concatenate" else -1  # the axes that have to be equal
+        shapes = [jax.tree.map(lambda leaf: jnp.shape(leaf)[:kept], ys) for ys in (forward, backward)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f'{self} cannot merge outputs {errors.shape_of(forward)} and {errors.shape_of(backward)}: "both" '
+                "keeps each as it is."
+            )
+        return jax.tree.map(_MERGES[self.merge], forward, backward)
+
+    @property
+    def _readers(self) -> tuple[SequenceLayer, SequenceLayer]:
+        return self.forward, self.backward
+
+    def _sizes(self, name: str) -> Both:
+        return Both(*(getattr(layer, name, None) for layer in self._readers))
+
+    def _each(self, function: Callable[..., Any], params: Any, *others: Both) -> Both:
+        """`function` of each layer, its params, and its part of `others`."""
+        self._check(params)
+        return Both(*map(function, self._readers, params, *others))
+
+    def _check(self, params: Any) -> None:
+        if not isinstance(params, Both):
+            raise TypeError(f"Bidirectional needs params Both(forward, backward), got {errors.shape_of(params)}.")
+
+
+def segment_ends(reset: Bool[Array, "time *batch"] | None, reverse: bool = False) -> Bool[Array, "time *batch"] | None:
+    """Where a reader from the other end resets: at the last steps of segments, given where they begin.
+
+    >>> segment_ends(jnp.array([True, False, True, False])).tolist()
+    [False, True, False, False]
+    """
+    if reset is None:
+        return None
+    none = jnp.zeros_like(reset[:1])
+    return jnp.concatenate([none, reset[:-1]] if reverse else [reset[1:], none])
+
+
+def _listed(sizes: Both) -> str:
+    return f"{sizes.forward} and {sizes.backward}"
