@@ -1,6 +1,7 @@
 """Pure functions for sequence models in JAX.
 
-Cells: Elman, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, GRU, GRUv1, MinimalGRU, Embed, OneHot, Dense, Map.
+Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, GRU, GRUv1, MinimalGRU, Embed, OneHot, Dense,
+Concatenate, Map.
 Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
 Layers that read whole sequences: Bidirectional.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json; the modules losses, metrics and samplers.
@@ -14,6 +15,8 @@ from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Both as Both
 from .cells.elman import Elman as Elman
 from .cells.elman import ElmanState as ElmanState
+from .cells.feedback import Jordan as Jordan
+from .cells.feedback import JordanParams as JordanParams
 from .cells.gated import GatedParams as GatedParams
 from .cells.gru import GRU as GRU
 from .cells.gru import GRUParams as GRUParams
@@ -27,6 +30,7 @@ from .cells.lstm import PeepholeLSTM as PeepholeLSTM
 from .cells.lstm import PeepholeLSTMParams as PeepholeLSTMParams
 from .cells.lstm import ProjectedLSTM as ProjectedLSTM
 from .cells.lstm import ProjectedLSTMParams as ProjectedLSTMParams
+from .cells.pointwise import Concatenate as Concatenate
 from .cells.pointwise import Dense as Dense
 from .cells.pointwise import DenseParams as DenseParams
 from .cells.pointwise import Embed as Embed

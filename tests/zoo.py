@@ -91,22 +91,6 @@ class Noisy(js.Cell):
         return state, state
 
 
-class Jordan(js.Cell):
-    """A user's own cell that reads a pair, the input and the output before it."""
-
-    input_rank = (1, 1)
-    input_size = (2, 3)
-
-    def init(self, key):
-        return jax.random.normal(key, (5, 3)) / 2
-
-    def initial_state(self, params, batch_shape=()):
-        return ()
-
-    def step(self, params, state, x, key=None):
-        return state, jnp.tanh(jnp.concatenate(x, axis=-1) @ params)
-
-
 class Backward(js.SequenceLayer):
     """A layer that is no cell: a cell that reads from the end."""
 
@@ -136,9 +120,12 @@ ZOO: dict[str, Line] = {
     "gru_v1": Line(js.GRUv1(2, 3)),
     "gru_v1_axis": Line(js.GRUv1(2, 3, gate_layout="axis")),
     "minimal_gru": Line(js.MinimalGRU(2, 3)),
+    "jordan": Line(js.Jordan(2, 4, 3)),
+    "jordan_softmax": Line(js.Jordan(2, 4, 3, activation="sigmoid", output_activation="softmax")),
     "one_hot": Line(js.OneHot(4)),
     "embed": Line(js.Embed(4, 3)),
     "dense": Line(js.Dense(2, 3)),
+    "concatenate": Line(js.Concatenate((2, 3))),
     "map": Line(js.Map("tanh")),
     "dropout": Line(js.Dropout(0.5), noisy=True),
     "stack": Line(js.Stack((js.Embed(4, 2), js.LSTM(2, 3), js.Dropout(0.5), js.GRU(3, 3), js.Dense(3, 4))), noisy=True),
@@ -158,12 +145,12 @@ ZOO: dict[str, Line] = {
     "plain": Line(js.Plain(js.GRU(2, 3))),
     "states": Line(js.States(js.LSTM(2, 3))),
     "feedback": Line(js.Feedback(js.Stack((js.Elman(2, 3), js.Dense(3, 2))))),
-    "feedback_pair": Line(js.Feedback(Jordan())),
+    "feedback_pair": Line(js.Feedback(js.Jordan(2, 4, 3))),
+    "feedback_concatenated": Line(js.Feedback(js.Stack((js.Concatenate((2, 3)), js.Elman(5, 4), js.Dense(4, 3))))),
     "own_trees": Line(RunningMean()),
     "own_images": Line(Blur()),
     "own_without_inputs": Line(Orbit()),
     "own_noisy": Line(Noisy(), noisy=True),
-    "own_pair": Line(Jordan()),
     "own_layer": Line(Backward(js.Elman(2, 3))),
 }
 

@@ -158,6 +158,55 @@ class Dense(Pointwise):
         return y + jnp.broadcast_to(params.bias, y.shape)
 
 
+class Concatenate(Pointwise):
+    """A tuple of vectors joined to one, for the cell after it.
+
+    With it a cell reads its input and the output before it: hidden-to-hidden and output-to-hidden recurrence at once.
+
+    >>> from jaxseq import Elman, Feedback, Stack
+    >>> cell = Feedback(Stack((Concatenate((2, 3)), Elman(5, 8), Dense(8, 3))))
+    >>> state, ys = cell.unroll(cell.init(jax.random.key(0)), jnp.ones((4, 2)))
+    >>> ys.shape
+    (4, 3)
+    """
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.sizes, tuple) or not self.sizes:
+            raise TypeError(f"Concatenate needs a tuple of sizes, such as (2, 3), got {self.sizes!r}.")
+        if not all(isinstance(size, int) and size >= 1 for size in self.sizes):
+            raise ValueError(f"Concatenate needs sizes >= 1, got {self.sizes!r}.")
+
+    @property
+    def input_rank(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (1,) * len(self.sizes)
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        return self.sizes
+
+    @property
+    def output_size(self) -> int:
+        return sum(self.sizes)
+
+    def apply(self, params: tuple[()], x: tuple[Array, ...], key: Array | None = None) -> Float[Array, "*batch size"]:
+        return jnp.concatenate(check_parts(self, x, self.sizes), axis=-1)
+
+
+def check_parts(cell: Pointwise, x: Any, sizes: tuple[int, ...], dtype: Any = None) -> tuple[Array, ...]:
+    """The input if it is a tuple of vectors of these sizes, of one dtype and with the same batch axes; else raises."""
+    if not isinstance(x, tuple) or len(x) != len(sizes):
+        raise ValueError(f"{cell} reads a tuple of {len(sizes)} vectors of {sizes} features, got {errors.shape_of(x)}.")
+    for part, size in zip(x, sizes, strict=True):
+        errors.check_features(cell, part, size)
+        errors.check_dtype(cell, part, dtype or jnp.result_type(x[0]))
+    if len({part.shape[:-1] for part in x}) > 1:
+        raise ValueError(f"{cell} got vectors whose batch axes differ: {errors.shape_of(x)}.")
+    return x
+
+
 class Map(Pointwise):
     """A function of each step, without parameters: a name of an activation, or a module-level function `x -> y`.
 
