@@ -4,7 +4,8 @@ Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, GRU, GRUv1
 Concatenate, Map.
 Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
 Layers that read whole sequences: Bidirectional.
-Functions: scan, generate, length_mask, reset_where, to_json, from_json; the modules losses, metrics and samplers.
+Functions: scan, generate, length_mask, reset_where, to_json, from_json.
+Modules: initializers, losses, metrics, samplers.
 To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
 """
 
@@ -55,3 +56,4 @@ from .core.serialization import from_json as from_json
 from .core.serialization import to_json as to_json
 from .decoding import Generated as Generated
 from .decoding import generate as generate
+from .gradients import initializers as initializers

@@ -1,0 +1,124 @@
+"""Initialisers reach every cell of a layer, keep shapes and dtypes, and draw what their papers say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseq as js
+
+STACK = js.Stack((js.Embed(5, 6), js.LSTM(6, 8), js.Residual(js.GRU(8, 8)), js.Dense(8, 5)))
+
+
+def params_of(layer):
+    return layer.init(jax.random.key(0))
+
+
+def changed(before, after):
+    """The paths of the arrays that differ; shapes and dtypes must not."""
+    pairs = zip(jax.tree.leaves_with_path(before), jax.tree.leaves_with_path(after), strict=True)
+    found = set()
+    for (path, old), (_, new) in pairs:
+        assert old.shape == new.shape and old.dtype == new.dtype
+        if not np.array_equal(old, new):
+            found.add(jax.tree_util.keystr(path))
+    return found
+
+
+def test_each_touches_its_role_in_every_cell():
+    params, key = params_of(STACK), jax.random.key(1)
+    recurrent = {"[1].recurrent_kernel", "[2].recurrent_kernel"}
+    inputs = {"[1].input_kernel", "[2].input_kernel", "[3].kernel"}
+    biases = {"[1].bias", "[2].bias"}
+    assert changed(params, js.initializers.orthogonal(STACK, params, key)) == recurrent
+    assert changed(params, js.initializers.uniform(STACK, params, key)) == recurrent
+    assert changed(params, js.initializers.identity(STACK, params)) == recurrent
+    assert changed(params, js.initializers.glorot(STACK, params, key)) == inputs
+    assert changed(params, js.initializers.uniform(STACK, params, key, role="input")) == inputs
+    assert changed(params, js.initializers.forget_bias(STACK, params, 3.0)) == biases
+    assert changed(params, js.initializers.chrono(STACK, params, key, max_time=50)) == biases
+
+
+def test_gates_are_drawn_apart_and_orthogonal():
+    cell = js.LSTM(3, 8)
+    kernel = np.asarray(js.initializers.orthogonal(cell, params_of(cell), jax.random.key(1), scale=2).recurrent_kernel)
+    for gate in range(4):
+        np.testing.assert_allclose(kernel[:, gate] @ kernel[:, gate].T, 4 * np.eye(8), atol=1e-5)
+    assert np.abs(kernel[:, 0] - kernel[:, 1]).max() > 0.1
+
+
+@pytest.mark.parametrize("function", ["glorot", "uniform"])
+def test_bounds(function):
+    cell = js.LSTM(20, 50)
+    kernel = getattr(js.initializers, function)(cell, params_of(cell), jax.random.key(1), role="input").input_kernel
+    bound = {"glorot": np.sqrt(6 / 70), "uniform": 1 / np.sqrt(50)}[function]
+    assert 0.98 * bound < np.abs(kernel).max() <= bound
+    wide = js.initializers.uniform(cell, params_of(cell), jax.random.key(1), scale=3.0).recurrent_kernel
+    assert 2.9 < np.abs(wide).max() <= 3
+
+
+def test_layers_of_one_shape_differ():
+    cell = js.Stack((js.LSTM(4, 4), js.LSTM(4, 4)))
+    for function in (js.initializers.orthogonal, lambda *args: js.initializers.chrono(*args, max_time=9)):
+        first, second = function(cell, params_of(cell), jax.random.key(1))
+        assert changed(first, second)
+
+
+def test_identity_of_a_rectified_elman_keeps_what_it_has():
+    cell = js.Elman(2, 3, activation="relu")
+    params = js.initializers.identity(cell, params_of(cell), scale=0.5)
+    state, _ = cell.unroll(params, jnp.zeros((4, 2)), js.ElmanState(jnp.array([1.0, 2.0, 4.0])))
+    np.testing.assert_array_equal(state.hidden, np.array([1, 2, 4]) / 16)
+
+
+@pytest.mark.parametrize("cell", [js.LSTM(2, 400), js.GRU(2, 400), js.CoupledLSTM(2, 400)])
+def test_chrono_forgets_after_one_to_max_time_steps(cell):
+    params = js.initializers.chrono(cell, params_of(cell), jax.random.key(1), max_time=50)
+    keep = cell.gates.index("f" if "f" in cell.gates else "z")
+    times = np.exp(np.asarray(params.bias[keep]))
+    assert 1 <= times.min() < 2 and 48 < times.max() <= 49
+    assert abs(times.mean() - 25) < 3  # uniform between
+    if "i" in cell.gates:
+        np.testing.assert_array_equal(params.bias[cell.gates.index("i")], -params.bias[keep])
+
+
+def test_the_two_biases_of_a_gru_add_up():
+    cell = js.GRU(2, 3)
+    params = params_of(cell)._replace(recurrent_bias=jnp.ones((3, 3)))
+    params = js.initializers.forget_bias(cell, params, 2.0)
+    np.testing.assert_array_equal((params.bias + params.recurrent_bias)[1], 2.0)
+    np.testing.assert_array_equal(params.recurrent_bias[jnp.array([0, 2])], 1.0)
+
+
+def test_dtype_and_tracing():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params_of(STACK))
+
+    @jax.jit
+    def all_of_them(params, key):
+        params = js.initializers.orthogonal(STACK, params, key)
+        params = js.initializers.uniform(STACK, params, key, role="input")
+        return js.initializers.chrono(STACK, params, key, max_time=30)
+
+    changed(params, all_of_them(params, jax.random.key(0)))
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params_of(STACK))
+        changed(params, all_of_them(params, jax.random.key(0)))
+
+
+def test_errors():
+    elman, projected, embed = js.Elman(2, 3), js.ProjectedLSTM(2, 4, 3), js.Embed(4, 3)
+    key = jax.random.key(0)
+    with pytest.raises(TypeError, match="chrono sets the bias of a gate that keeps the state.*Elman.*has none"):
+        js.initializers.chrono(elman, params_of(elman), key, max_time=10)
+    with pytest.raises(TypeError, match="forget_bias sets the bias"):
+        js.initializers.forget_bias(elman, params_of(elman))
+    with pytest.raises(ValueError, match="chrono needs max_time > 2 steps, the longest memory, got 2"):
+        js.initializers.chrono(js.LSTM(2, 3), params_of(js.LSTM(2, 3)), key, max_time=2)
+    with pytest.raises(ValueError, match="maps 3 features to 4: orthogonal serves it"):
+        js.initializers.identity(projected, params_of(projected))
+    with pytest.raises(TypeError, match=r"Embed.* has no recurrent kernel: no array of its axes\(\) begins with"):
+        js.initializers.orthogonal(embed, params_of(embed), key)
+    with pytest.raises(ValueError, match="role of a kernel is .* got 'output'"):
+        js.initializers.glorot(elman, params_of(elman), key, role="output")
+    with pytest.raises(ValueError, match="got params of another layer"):
+        js.initializers.orthogonal(elman, params_of(embed), key)
