@@ -5,12 +5,13 @@ Concatenate, Map.
 Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
 Layers that read whole sequences: Bidirectional.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Modules: initializers, losses, metrics, samplers.
+Modules: initializers, losses, metrics, pooling, samplers.
 To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
 """
 
 from . import losses as losses
 from . import metrics as metrics
+from . import pooling as pooling
 from . import samplers as samplers
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Both as Both
