@@ -2,6 +2,8 @@
 
 Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, GRU, GRUv1, MinimalGRU, Embed, OneHot, Dense,
 Concatenate, Map.
+Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
+GatedAntisymmetricRNN, CoRNN, RecurrentHighway.
 Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
 Layers that read whole sequences: Bidirectional.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
@@ -15,6 +17,10 @@ from . import pooling as pooling
 from . import samplers as samplers
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Both as Both
+from .cells.differential import AntisymmetricRNN as AntisymmetricRNN
+from .cells.differential import CoRNN as CoRNN
+from .cells.differential import CoRNNState as CoRNNState
+from .cells.differential import GatedAntisymmetricRNN as GatedAntisymmetricRNN
 from .cells.elman import Elman as Elman
 from .cells.elman import ElmanState as ElmanState
 from .cells.feedback import Jordan as Jordan
@@ -25,6 +31,9 @@ from .cells.gru import GRUParams as GRUParams
 from .cells.gru import GRUState as GRUState
 from .cells.gru import GRUv1 as GRUv1
 from .cells.gru import MinimalGRU as MinimalGRU
+from .cells.highway import RecurrentHighway as RecurrentHighway
+from .cells.independent import IndRNN as IndRNN
+from .cells.independent import IndRNNParams as IndRNNParams
 from .cells.lstm import LSTM as LSTM
 from .cells.lstm import CoupledLSTM as CoupledLSTM
 from .cells.lstm import LSTMState as LSTMState
@@ -32,6 +41,13 @@ from .cells.lstm import PeepholeLSTM as PeepholeLSTM
 from .cells.lstm import PeepholeLSTMParams as PeepholeLSTMParams
 from .cells.lstm import ProjectedLSTM as ProjectedLSTM
 from .cells.lstm import ProjectedLSTMParams as ProjectedLSTMParams
+from .cells.minimal import JANET as JANET
+from .cells.minimal import MGU as MGU
+from .cells.minimal import MUT1 as MUT1
+from .cells.minimal import MUT2 as MUT2
+from .cells.minimal import MUT3 as MUT3
+from .cells.minimal import UGRNN as UGRNN
+from .cells.minimal import LiGRU as LiGRU
 from .cells.pointwise import Concatenate as Concatenate
 from .cells.pointwise import Dense as Dense
 from .cells.pointwise import DenseParams as DenseParams

@@ -85,7 +85,7 @@ class Recurrent(Cell):
         errors.check_params(self, params)
         if not isinstance(batch_shape, tuple):
             raise TypeError(f"{self} needs a tuple of sizes as batch_shape, such as (2,), got {batch_shape!r}.")
-        return jnp.zeros((*batch_shape, size or self.hidden_size), params.recurrent_kernel.dtype)
+        return jnp.zeros((*batch_shape, size or self.hidden_size), params.input_kernel.dtype)
 
     def product(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
         """`x` times `kernel` `[features, gate, hidden]`, plus `bias` `[gate, hidden]`, in the layout of the gates."""
