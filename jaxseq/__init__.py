@@ -5,7 +5,7 @@ Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway.
 Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
-Layers that read whole sequences: Bidirectional.
+Layers that read whole sequences: Bidirectional, Pyramid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Modules: initializers, losses, metrics, pooling, samplers.
 To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
@@ -74,3 +74,4 @@ from .core.serialization import to_json as to_json
 from .decoding import Generated as Generated
 from .decoding import generate as generate
 from .gradients import initializers as initializers
+from .pyramid import Pyramid as Pyramid

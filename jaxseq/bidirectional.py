@@ -117,6 +117,9 @@ class Bidirectional(SequenceLayer):
     def zero_input(self, params: Any, batch_shape: tuple[int, ...] = ()) -> Any:
         return self.forward.zero_input(params.forward, batch_shape)
 
+    def output_run(self, run: Run) -> Run:
+        return self.forward.output_run(run)
+
     def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Both, Any]:
         self._check(params)
         keys = (None, None)

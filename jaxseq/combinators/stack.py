@@ -1,7 +1,7 @@
 """Layers one after another."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jaxtyping import Array, Bool
@@ -22,6 +22,8 @@ class Sequential(SequenceLayer):
     (5, 1)
     """
 
+    _joined: ClassVar[int] = 1  # how many steps that a layer gives are one step for the next
+
     layers: tuple[SequenceLayer, ...]
 
     def __post_init__(self) -> None:
@@ -29,7 +31,7 @@ class Sequential(SequenceLayer):
         name = type(self).__name__
         if not isinstance(self.layers, tuple) or not self.layers:
             raise TypeError(f"{name} needs a tuple of at least one layer, got {self.layers!r}.")
-        size = None
+        size = None  # of what a layer is given
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, SequenceLayer):
                 cure = "call it with its sizes" if isinstance(layer, type) else "Map(function) makes one of a function"
@@ -41,6 +43,7 @@ class Sequential(SequenceLayer):
                 raise ValueError(f"{name}: {layer} (number {index}) needs {needs} features, but it is given {size}.")
             if not layer.keeps_size:
                 size = getattr(layer, "output_size", None)
+            size = jax.tree.map(lambda size: size * self._joined, size)
 
     @property
     def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -90,17 +93,28 @@ class Sequential(SequenceLayer):
         self._check(params)
         return tuple(layer.map_layers(function, p) for layer, p in zip(self.layers, params, strict=True))
 
+    def output_run(self, run: Run) -> Run:
+        for index, layer in enumerate(self.layers):
+            run = layer.output_run(self._between(None, run)[1] if index else run)
+        return run
+
     def _unroll(self, params: tuple[Any, ...], xs: Any, state: tuple[Any, ...], run: Run) -> Any:
         self._check(params)
-        keys = [None] * len(self.layers)
-        if run.keys is not None:
-            keys = list(jax.vmap(lambda key: jax.random.split(key, len(self.layers)), out_axes=1)(run.keys))
+        if run.keys is not None:  # a column for each layer
+            run = run._replace(keys=jax.vmap(lambda key: jax.random.split(key, len(self.layers)))(run.keys))
         states = []
         for index, layer in enumerate(self.layers):
+            xs, run = self._between(xs, run) if index else (xs, run)
+            own = run._replace(keys=None if run.keys is None else run.keys[:, index])
             with jax.named_scope(f"{index}_{type(layer).__name__}"):
-                last, xs = layer._unroll(params[index], xs, state[index], run._replace(keys=keys[index]))
+                last, xs = layer._unroll(params[index], xs, state[index], own)
+            run = layer.output_run(run)
             states.append(last)
         return tuple(states), xs
+
+    def _between(self, xs: Any, run: Run) -> tuple[Any, Run]:
+        """What the next layer reads, of the outputs of the one before."""
+        return xs, run
 
     def _check(self, parts: Any, name: str = "params") -> None:
         if not isinstance(parts, tuple) or len(parts) != len(self.layers):

@@ -149,6 +149,10 @@ class SequenceLayer(abc.ABC):
         """The params, with those of each layer inside stacks and wrappers replaced by `function(layer, params)`."""
         return function(self, params)
 
+    def output_run(self, run: Run) -> Run:
+        """What goes with the outputs of `_unroll`: the `run` of its inputs, unless they have other steps."""
+        return run
+
     @final
     def unroll(
         self,
