@@ -6,6 +6,7 @@ Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRN
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway.
 Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
 Layers that read whole sequences: Bidirectional, Pyramid.
+Conditioning and time scales: Conditioned.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Modules: initializers, losses, metrics, pooling, samplers.
 To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
@@ -55,6 +56,9 @@ from .cells.pointwise import Embed as Embed
 from .cells.pointwise import EmbedParams as EmbedParams
 from .cells.pointwise import Map as Map
 from .cells.pointwise import OneHot as OneHot
+from .combinators.conditioning import Condition as Condition
+from .combinators.conditioning import Conditioned as Conditioned
+from .combinators.conditioning import ConditionedParams as ConditionedParams
 from .combinators.noise import Dropout as Dropout
 from .combinators.residual import Residual as Residual
 from .combinators.stack import Sequential as Sequential

@@ -36,10 +36,12 @@ def float64():
 class Program:
     """A layer with random params, inputs and state, and its one compiled program."""
 
-    def __init__(self, layer: js.SequenceLayer):
+    def __init__(self, layer: js.SequenceLayer, memory: int | None = None):
         self.layer = layer
         key, *keys = jax.random.split(jax.random.key(1), 4)
-        self.params = jax.jit(layer.init)(keys[0])
+        self.bare = self.params = jax.jit(layer.init)(keys[0])
+        if memory is not None:
+            self.params = layer.attach(self.bare, jax.random.normal(key, (memory,)))
         self.xs = zoo.inputs(layer, keys[1], (ROWS, TIME))
         self.initial = layer.initial_state(self.params, (ROWS,))
         self.state = jax.tree.map(
@@ -112,7 +114,7 @@ def at(tree, index):
 
 @functools.cache
 def program(name: str) -> Program:
-    return Program(zoo.ZOO[name].layer)
+    return Program(zoo.ZOO[name].layer, zoo.ZOO[name].memory)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -334,9 +336,11 @@ def test_json(name):
 def test_abstract_init_and_axes(name):
     p = program(name)
     params = jax.eval_shape(p.layer.init, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, p.params)
-    assert jax.tree.map(jnp.result_type, params) == jax.tree.map(jnp.result_type, p.params)
-    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, p.layer.attach(p.params, jnp.ones(3)), p.params))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, p.bare)
+    assert jax.tree.map(jnp.result_type, params) == jax.tree.map(jnp.result_type, p.bare)
+    unread = p.bare if zoo.ZOO[name].memory else p.layer.attach(p.bare, jnp.ones(3))
+    for params_again in (unread, p.layer.attach(p.params, None)):
+        assert jax.tree.all(jax.tree.map(lambda a, b: a is b, params_again, p.bare))
     assert jax.tree.map(jnp.ndim, params) == jax.tree.map(len, p.layer.axes(), is_leaf=is_spec)
 
 

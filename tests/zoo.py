@@ -9,10 +9,11 @@ import jaxseq as js
 
 
 class Line(NamedTuple):
-    """A layer under the laws; `noisy` if a key changes what it does."""
+    """A layer under the laws; `noisy` if a key changes what it does, `memory` the size of a vector to attach."""
 
     layer: js.SequenceLayer
     noisy: bool = False
+    memory: int | None = None
 
 
 class CounterState(NamedTuple):
@@ -161,6 +162,14 @@ ZOO: dict[str, Line] = {
     "feedback": Line(js.Feedback(js.Stack((js.Elman(2, 3), js.Dense(3, 2))))),
     "feedback_pair": Line(js.Feedback(js.Jordan(2, 4, 3))),
     "feedback_concatenated": Line(js.Feedback(js.Stack((js.Concatenate((2, 3)), js.Elman(5, 4), js.Dense(4, 3))))),
+    "conditioned": Line(js.Conditioned(js.LSTM(2 + 3, 4), 3), memory=3),
+    "conditioned_add": Line(js.Conditioned(js.Elman(2, 4), 3, input="add"), memory=3),
+    "conditioned_state": Line(
+        js.Conditioned(js.Stack((js.Embed(4, 2), js.LSTM(2, 3))), 3, input=None, state=True), memory=3
+    ),
+    "conditioned_both": Line(
+        js.Feedback(js.Conditioned(js.Stack((js.GRU(5, 3), js.Dense(3, 2))), 3, state=True)), memory=3
+    ),
     "own_trees": Line(RunningMean()),
     "own_images": Line(Blur()),
     "own_without_inputs": Line(Orbit()),

@@ -117,7 +117,10 @@ class SequenceLayer(abc.ABC):
         return params
 
     def attach(self, params: Params, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
-        """The params that also hold a constant `memory` to read; unchanged where nothing reads one."""
+        """The params that also hold a constant `memory` to read; unchanged where nothing reads one.
+
+        None takes it off again.
+        """
         return params
 
     def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:

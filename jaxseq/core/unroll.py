@@ -46,8 +46,7 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
         keys = jax.random.split(step_key, length)
     if state is None:
         state = layer.initial_state(params, tuple(batch_shape))
-        single = jax.eval_shape(lambda params: layer.initial_state(params, ()), params)
-        errors.check_initial_state(layer, state, single, tuple(batch_shape))
+        errors.check_initial_state(layer, state, _single_state(layer, params), tuple(batch_shape))
     else:
         expected = jax.eval_shape(lambda params: layer.initial_state(params, tuple(batch_shape)), params)
         errors.check_state(layer, state, expected)
@@ -153,6 +152,10 @@ def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, .
 
 def _state_batch(layer, params, state) -> tuple[int, ...]:
     """The batch axes of a state: those that the state of a single sequence lacks."""
-    single = jax.tree.leaves(jax.eval_shape(lambda params: layer.initial_state(params, ()), params))
-    leaves = jax.tree.leaves(state)
+    single, leaves = jax.tree.leaves(_single_state(layer, params)), jax.tree.leaves(state)
     return leaves[0].shape[: leaves[0].ndim - single[0].ndim] if leaves and single else ()
+
+
+def _single_state(layer, params):
+    """The abstract state of one sequence, without the memory, which may be that of a batch."""
+    return jax.eval_shape(lambda params: layer.initial_state(layer.attach(params, None), ()), params)
