@@ -9,7 +9,9 @@ import sys
 import types
 import zipfile
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax
 import pytest
 
 import jaxseq
@@ -90,13 +92,13 @@ def test_import_leaves_optional_dependencies_alone():
     assert run.stdout.split() == []
 
 
-def readme_blocks(language: str) -> list[str]:
-    """The fenced blocks of one language in the README."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of one language on a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_readme_opens_with_two_commands_that_set_up_everything():
-    main_job, tests = readme_blocks("sh")[:2]
+    main_job, tests = blocks("README.md", "sh")[:2]
     for command in (main_job, tests):
         assert command.count("\n") == 1
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
@@ -104,13 +106,31 @@ def test_readme_opens_with_two_commands_that_set_up_everything():
     assert tests.endswith(" && .venv/bin/python -m pytest -n auto\n")  # .ci/run finds it by this ending
 
 
+def run_examples(page: str) -> dict[str, Any]:
+    """The names that the Python examples of a page define, run from top to bottom."""
+    namespace: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), namespace)
+    return namespace
+
+
 def test_readme_examples_run():
-    namespace: dict[str, object] = {}
-    for block in readme_blocks("python"):
-        exec(compile(block, "README.md", "exec"), namespace)
+    namespace = run_examples("README.md")
     assert float(namespace["value"]) < 0.5  # nats: it has learned its text
     assert namespace["out"].tokens.shape == (20,)
     assert namespace["ys"].shape == (2, 50, 8)
+
+
+@pytest.mark.slow
+def test_the_five_shapes_run():
+    names = run_examples("docs/shapes.md")
+    assert names["captions"].tokens.shape == (4, 10)
+    assert names["points"].shape == (4, 20, 2)
+    assert names["loss"].shape == ()
+    assert names["tags"].shape == (4, 7, 5)
+    assert names["written"].tokens.shape == (4, 9)
+    assert names["logits"].shape == (4, 9, 12)
+    assert all(leaf.any() for leaf in jax.tree.leaves(names["gradient"]))  # the encoder's too
 
 
 def test_wheel_ships_the_package_with_its_types_and_nothing_else(tmp_path):
