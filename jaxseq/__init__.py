@@ -4,6 +4,7 @@ Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, GRU, GRUv1
 Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway.
+Over images: ConvLSTM, ConvGRU.
 Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
 Layers that read whole sequences: Bidirectional, Pyramid.
 Conditioning and time scales: Conditioned.
@@ -18,6 +19,9 @@ from . import pooling as pooling
 from . import samplers as samplers
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Both as Both
+from .cells.convolutional import ConvGRU as ConvGRU
+from .cells.convolutional import ConvLSTM as ConvLSTM
+from .cells.convolutional import ConvolutionalParams as ConvolutionalParams
 from .cells.differential import AntisymmetricRNN as AntisymmetricRNN
 from .cells.differential import CoRNN as CoRNN
 from .cells.differential import CoRNNState as CoRNNState
