@@ -9,7 +9,8 @@ Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedbac
 Layers that read whole sequences: Bidirectional, Pyramid.
 Conditioning and time scales: Conditioned.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Modules: initializers, losses, metrics, pooling, samplers.
+Modules: losses, metrics, pooling, samplers.
+Gradients through time: Truncated; the module initializers.
 To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
 """
 

@@ -1,0 +1,96 @@
+"""Truncated back-propagation through time."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxseq.core.unroll import Run
+from jaxseq.core.wrapper import Wrapper
+
+
+class Truncated(Wrapper):
+    """A cell through which gradients reach back a limited number of steps; its values are those of the cell.
+
+    The outputs are taken in windows of `window` steps, the last one shorter if need be. What a window's outputs give to
+    the gradient passes back through the `reach` steps that end with the window, and no further: there the state is a
+    constant. (These are k1 and k2 of Williams and Peng.) With `reach=None`, the default, it is `window`, and windows
+    share no step; else each step is computed about reach / window times. Where `reach` covers the sequence this is full
+    back-propagation, also into the first state. The final state counts to the last window.
+
+    To train window by window, with an update after each, call `unroll` of the cell itself on one window after the
+    other, with the state in which the one before ended: a state that is given is a constant.
+
+    R. J. Williams and J. Peng, An efficient gradient-based algorithm for on-line training of recurrent network
+    trajectories, Neural Computation 2, 1990.
+
+    >>> import jaxseq as js
+    >>> cell = Truncated(js.LSTM(2, 3), window=5, reach=10)
+    >>> params, xs = cell.init(jax.random.key(0)), jnp.ones((50, 2))
+    >>> gradient = jax.grad(lambda xs: cell.unroll(params, xs)[1][-1].sum())(xs)  # of the last output
+    >>> bool((gradient[:40] == 0).all()), bool((gradient[40:] != 0).any(axis=1).all())
+    (True, True)
+    """
+
+    window: int
+    reach: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1:
+            raise ValueError(f"Truncated needs window >= 1 step, got {self.window}.")
+        if self.reach is not None and self.reach < self.window:
+            raise ValueError(
+                f"Truncated needs a reach of at least its window of {self.window} steps, got {self.reach}: else the "
+                "gradient of the window's first outputs would not reach their own step."
+            )
+
+    def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
+        reach = self.reach or self.window
+        if run.length <= reach:
+            return self.cell._unroll(params, xs, state, run)
+        steps = (xs, run.keep, run.reset, run.keys)
+        if run.reverse:
+            steps = jax.tree.map(lambda leaf: leaf[::-1], steps)
+
+        final, ys = self._read_windows(params, state, steps, run, reach)
+        return final, jax.tree.map(lambda leaf: leaf[::-1], ys) if run.reverse else ys
+
+    def _read_windows(self, params: Any, state: Any, steps: Any, run: Run, reach: int) -> tuple[Any, Any]:
+        window = self.window
+        head = reach // window * window  # steps of the first windows, which reach the first state
+        count, rest = divmod(run.length - head, window)
+        first = head + window - reach  # where the reach of the next window begins
+        constant = functools.partial(jax.tree.map, lax.stop_gradient)
+
+        def read(state, steps, where):
+            xs, keep, reset, keys = jax.tree.map(lambda leaf: leaf[where], steps)
+            length = len(range(*where.indices(run.length)))
+            return self.cell._unroll(params, xs, state, Run(length, run.batch_shape, False, keep, reset, keys))
+
+        middle, early = read(state, steps, slice(0, first))
+        final, late = read(middle, steps, slice(first, head))
+        outputs = [early, late]
+        begin, start = 0, state  # of the reach before the last
+        if count:
+
+            def body(carry, steps):
+                start, _ = carry
+                after, early = read(start, steps, slice(0, window))
+                final, late = read(after, steps, slice(window, reach))
+                ys = jax.tree.map(lambda *parts: jnp.concatenate(parts)[-window:], early, late)
+                return (constant(after), final), (start, ys)
+
+            positions = first + window * np.arange(count)[:, None] + np.arange(reach)
+            reaches = jax.tree.map(lambda leaf: leaf[positions], steps)
+            (_, final), (starts, ys) = lax.scan(body, (constant(middle), final), reaches)
+            outputs.append(jax.tree.map(lambda leaf: leaf.reshape(count * window, *leaf.shape[2:]), ys))
+            begin, start = first + (count - 1) * window, jax.tree.map(lambda leaf: leaf[-1], starts)
+        if rest:
+            start, _ = read(start, steps, slice(begin, run.length - reach))
+            final, ys = read(constant(start), steps, slice(run.length - reach, run.length))
+            outputs.append(jax.tree.map(lambda leaf: leaf[-rest:], ys))
+        return final, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
