@@ -10,12 +10,14 @@ Layers that read whole sequences: Bidirectional, Pyramid.
 Conditioning and time scales: Conditioned.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Modules: losses, metrics, pooling, samplers.
-Gradients through time: Truncated; the module initializers.
+Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
 To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
 """
 
+from . import diagnostics as diagnostics
 from . import losses as losses
 from . import metrics as metrics
+from . import plots as plots
 from . import pooling as pooling
 from . import samplers as samplers
 from .bidirectional import Bidirectional as Bidirectional
@@ -83,4 +85,5 @@ from .core.serialization import to_json as to_json
 from .decoding import Generated as Generated
 from .decoding import generate as generate
 from .gradients import initializers as initializers
+from .gradients import regularizers as regularizers
 from .pyramid import Pyramid as Pyramid

@@ -35,13 +35,13 @@ class Pointwise(Cell):
         return state, self.apply(params, x, key)
 
     def _unroll(self, params: Params, xs: Any, state: tuple[()], run: Run) -> Any:
-        if run.keys is not None and _differs_under_vmap(run.keys):
+        if run.keys is not None and differs_under_vmap(run.keys):
             return super()._unroll(params, xs, state, run)
         ys = jax.vmap(lambda x, key: self.apply(params, x, key))(xs, run.keys)
         return state, ys if run.keep is None else masks.zero_unless(run.keep, ys)
 
 
-def _differs_under_vmap(keys: Array) -> bool:
+def differs_under_vmap(keys: Array) -> bool:
     """Whether `vmap` over these keys draws other numbers than one key after the other, as those of "rbg" do."""
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         keys = jax.random.wrap_key_data(keys)

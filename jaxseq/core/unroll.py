@@ -63,6 +63,12 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
 
 def unroll_steps(scan: Callable[..., Any], cell: Any, params: Any, xs: Any, state: Any, run: Run) -> Any:
     """The default `_unroll`: `cell.step` under `scan`, with the mask, resets and keys of `run`."""
+    body, inputs = step_of(cell, params, xs, run)
+    return scan_from_fresh(scan, body, state, inputs, run.length, run.reverse)
+
+
+def step_of(cell: Any, params: Any, xs: Any, run: Run) -> tuple[Callable[..., Any], Any]:
+    """A step `(state, inputs) -> (state, y)` with the mask, resets and keys of `run`, and its inputs `[time, ...]`."""
     fresh = run.keep is not None or run.reset is not None
     start = cell.initial_state(params, run.batch_shape) if fresh else None
 
@@ -77,7 +83,7 @@ def unroll_steps(scan: Callable[..., Any], cell: Any, params: Any, xs: Any, stat
             state = masks.select(reset, start, state)
         return step(state, (x, key)) if keep is None else masks.hold(step, start)(state, ((x, key), keep))
 
-    return scan_from_fresh(scan, body, state, (xs, run.keep, run.reset, run.keys), run.length, run.reverse)
+    return body, (xs, run.keep, run.reset, run.keys)
 
 
 def scan_from_fresh(

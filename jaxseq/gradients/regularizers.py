@@ -1,0 +1,170 @@
+"""Penalties to add to a loss: on kernels, on activations, and on how a gradient changes on its way back.
+
+>>> import jaxseq as js
+>>> cell = js.Stack((js.LSTM(2, 3), js.Dense(3, 1)))
+>>> params, xs = cell.init(jax.random.key(0)), jnp.ones((4, 10, 2))
+>>> def loss(params):
+...     state, ys = cell.unroll(params, xs)
+...     return jnp.mean(ys**2) + 1e-4 * l2(cell, params) + 0.1 * temporal_activation(ys)
+>>> gradients = jax.grad(loss)(params)
+
+Weight decay, which is not the gradient of a penalty under Adam, is optax's; `kernel_mask` tells it what to decay:
+`optax.adamw(1e-3, mask=functools.partial(kernel_mask, cell))`. So is clipping: `optax.clip_by_global_norm(1.0)` before
+the optimizer keeps the direction of a gradient, `optax.clip(1.0)` does not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxseq.core import errors
+from jaxseq.core.cell import Cell, Params, SequenceLayer, State
+from jaxseq.core.unroll import Run, step_of
+from jaxseq.core.wrapper import Wrapper
+from jaxseq.gradients.flow import stable_norm, state_gradients
+from jaxseq.gradients.jacobians import flatten, on_vectors, over_time
+from jaxseq.gradients.kernels import kernel_mask as kernel_mask
+
+
+def l1(layer: SequenceLayer, params: Params) -> Float[Array, ""]:
+    """The sum of the absolute values of all kernels: not of biases, gains and embeddings, see `kernel_mask`.
+
+    >>> import jaxseq as js
+    >>> params = js.GatedParams(jnp.full((2, 1, 1), -1.0), jnp.ones((1, 1, 1)), jnp.ones((1, 1)))
+    >>> l1(js.Elman(2, 1), params).item()
+    3.0
+    """
+    return _over_kernels(layer, params, jnp.abs)
+
+
+def l2(layer: SequenceLayer, params: Params) -> Float[Array, ""]:
+    """The sum of the squares of all kernels: not of biases, gains and embeddings, see `kernel_mask`.
+
+    >>> import jaxseq as js
+    >>> params = js.GatedParams(jnp.full((2, 1, 1), 2.0), jnp.ones((1, 1, 1)), jnp.ones((1, 1)))
+    >>> l2(js.Elman(2, 1), params).item()
+    9.0
+    """
+    return _over_kernels(layer, params, jnp.square)
+
+
+def activation(
+    ys: Float[Array, "*batch time features"], mask: Bool[Array, "*batch time"] | None = None
+) -> Float[Array, ""]:
+    """The mean square of outputs (AR), over the steps that the mask keeps; 0 if it keeps none.
+
+    S. Merity et al., Revisiting activation regularization for language RNNs, arXiv:1708.01009, 2017.
+
+    >>> activation(jnp.array([[1.0], [3.0]])).item()
+    5.0
+    """
+    _check_outputs("activation", ys, mask)
+    return _mean(jnp.mean(ys**2, axis=-1), mask)
+
+
+def temporal_activation(
+    ys: Float[Array, "*batch time features"],
+    mask: Bool[Array, "*batch time"] | None = None,
+    reset: Bool[Array, "*batch time"] | None = None,
+) -> Float[Array, ""]:
+    """The mean square of the change of outputs from step to step (TAR); 0 if there is no change to count.
+
+    Counts neighbouring steps that the mask both keeps, and of which the second is no reset.
+
+    S. Merity et al., Revisiting activation regularization for language RNNs, arXiv:1708.01009, 2017.
+
+    >>> temporal_activation(jnp.array([[1.0], [3.0], [3.0]])).item()
+    2.0
+    """
+    _check_outputs("temporal_activation", ys, mask, reset)
+    counted = None
+    if mask is not None or reset is not None:
+        counted = jnp.ones(ys[..., 1:, 0].shape, bool)
+        counted = counted if mask is None else counted & mask[..., 1:] & mask[..., :-1]
+        counted = counted if reset is None else counted & ~reset[..., 1:]
+    return _mean(jnp.mean(jnp.diff(ys, axis=-2) ** 2, axis=-1), counted)
+
+
+def constant_flow(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    loss: Callable[[Any], Float[Array, ""]],
+    state: State = None,
+    *,
+    mask: Bool[Array, "*batch time"] | None = None,
+    reset: Bool[Array, "*batch time"] | None = None,
+    key: Array | None = None,
+) -> Float[Array, "*batch"]:
+    """How much the norm of a loss's gradient changes from step to step on its way back, of each row: 0 if it is kept.
+
+        Ω = Σ_t (|dL/dh_t ∂h_t/∂h_(t-1)| / |dL/dh_t| - 1)²
+
+    Here h_t is the whole state after step t. As in the paper, Ω's own gradient takes the states and dL/dh_t as given:
+    it reaches the params through the Jacobians ∂h_t/∂h_(t-1) alone. Steps that the mask leaves out, resets, and steps
+    to which no gradient comes do not count. Costs about two gradients of the loss.
+
+    Arguments and errors are those of `diagnostics.state_gradients`: `loss` is a scalar of the outputs.
+
+    R. Pascanu et al., On the difficulty of training recurrent neural networks, ICML 2013.
+
+    >>> import jaxseq as js
+    >>> cell = js.Elman(1, 2, activation="identity")
+    >>> params = js.initializers.identity(cell, cell.init(jax.random.key(0)), scale=0.5)
+    >>> constant_flow(cell, params, jnp.ones((3, 1)), lambda ys: ys[-1].sum()).item()  # 3 (1/2 - 1)²
+    0.75
+    """
+    fixed = jax.tree.map(lax.stop_gradient, params)
+    gradients = state_gradients(cell, fixed, xs, loss, state, mask=mask, reset=reset, key=key)
+    given = (params, [lax.stop_gradient(leaf) for leaf in gradients])
+    _, omega = _Omega(cell).unroll(given, xs, state, mask=mask, reset=reset, key=key)
+    return omega.sum(axis=-1)
+
+
+class _Omega(Wrapper):
+    """Gives the terms of Ω instead of outputs; its params come with the gradients with respect to the states."""
+
+    def inner(self, params: Any) -> Params:
+        return params[0]
+
+    def draw(self, params: Any, key: Array) -> Any:
+        return self.cell.draw(params[0], key), params[1]
+
+    def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[State, Any]:
+        rank = len(run.batch_shape)
+        gradients = [jnp.moveaxis(leaf, rank, 0) for leaf in params[1]]
+        step, inputs = step_of(self.cell, params[0], xs, run)
+        state, before = lax.scan(lambda state, x: (step(state, x)[0], state), state, inputs, length=run.length)
+        before = jax.tree.map(lax.stop_gradient, before)
+
+        def term(state, x, gradient):
+            function, vector = on_vectors(lambda state: step(state, x), state, rank)
+            gradient, _ = flatten(gradient, rank)
+            (back,) = jax.vjp(function, vector)[1](gradient)
+            norm = stable_norm(gradient)
+            return jnp.where(norm > 0, (stable_norm(back) / jnp.where(norm > 0, norm, 1) - 1) ** 2, 0)
+
+        terms = over_time(term, run)(before, inputs, gradients)
+        return state, terms if run.reset is None else jnp.where(run.reset, 0, terms)
+
+
+def _over_kernels(layer: SequenceLayer, params: Params, function: Callable[[Array], Array]) -> Float[Array, ""]:
+    chosen = zip(jax.tree.leaves(params), jax.tree.leaves(kernel_mask(layer, params)), strict=True)
+    return sum((jnp.sum(function(leaf)) for leaf, is_kernel in chosen if is_kernel), start=jnp.zeros(()))
+
+
+def _mean(values: Array, counted: Array | None) -> Float[Array, ""]:
+    counted = jnp.ones(values.shape, bool) if counted is None else counted
+    return jnp.sum(jnp.where(counted, values, 0)) / jnp.maximum(counted.sum(), 1).astype(values.dtype)
+
+
+def _check_outputs(name: str, ys: Any, *flags: Any) -> None:
+    if jnp.ndim(ys) < 2 or not jnp.issubdtype(jnp.result_type(ys), jnp.floating):
+        raise ValueError(f"{name} needs outputs [*batch, time, features], got {errors.shape_of(ys)}.")
+    for given in flags:
+        if given is not None:
+            errors.check_flags(name, given, "mask or reset", jnp.shape(ys)[:-1])
