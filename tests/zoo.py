@@ -141,9 +141,7 @@ ZOO: dict[str, Line] = {
     "conv_lstm_1d": Line(js.ConvLSTM((3, 2), 2, kernel_size=2)),
     "conv_gru": Line(js.ConvGRU((3, 2, 1), 2, kernel_size=(1, 3))),
     "conv_gru_3d": Line(js.ConvGRU((2, 3, 2, 1), 1, kernel_size=(2, 3, 1))),
-    "conv_stack": Line(
-        js.Feedback(js.Stack((js.ConvLSTM((3, 1), 2, activation="softsign"), js.ConvGRU((3, 2), 1, kernel_size=(3,)))))
-    ),
+    "conv_stack": Line(js.Feedback(js.Stack((js.ConvLSTM((3, 1), 2), js.ConvGRU((3, 2), 1, kernel_size=(3,)))))),
     "one_hot": Line(js.OneHot(4)),
     "embed": Line(js.Embed(4, 3)),
     "dense": Line(js.Dense(2, 3)),
