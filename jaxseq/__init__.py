@@ -1,7 +1,7 @@
 """Pure functions for sequence models in JAX.
 
-Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, GRU, GRUv1, MinimalGRU, Embed, OneHot, Dense,
-Concatenate, Map.
+Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, LayerNormLSTM, GRU, GRUv1, MinimalGRU, Embed,
+OneHot, Dense, Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway.
 Over images: ConvLSTM, ConvGRU.
@@ -12,6 +12,15 @@ Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Modules: losses, metrics, pooling, samplers.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
 To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
+Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
+Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
+Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
+Layers that read whole sequences: Bidirectional, Pyramid.
+Conditioning and time scales: Conditioned.
+Functions: scan, generate, length_mask, reset_where, to_json, from_json.
+Modules: initializers, losses, metrics, pooling, samplers.
+To write your own: Cell, SequenceLayer, and the bases Gated, Pointwise, Wrapper, Extended. `help` of each has its
+equations, shapes and an example.
 """
 
 from . import diagnostics as diagnostics
@@ -33,6 +42,7 @@ from .cells.elman import Elman as Elman
 from .cells.elman import ElmanState as ElmanState
 from .cells.feedback import Jordan as Jordan
 from .cells.feedback import JordanParams as JordanParams
+from .cells.gated import Gated as Gated
 from .cells.gated import GatedParams as GatedParams
 from .cells.gru import GRU as GRU
 from .cells.gru import GRUParams as GRUParams
@@ -56,6 +66,8 @@ from .cells.minimal import MUT2 as MUT2
 from .cells.minimal import MUT3 as MUT3
 from .cells.minimal import UGRNN as UGRNN
 from .cells.minimal import LiGRU as LiGRU
+from .cells.normalized import LayerNormLSTM as LayerNormLSTM
+from .cells.normalized import LayerNormLSTMParams as LayerNormLSTMParams
 from .cells.pointwise import Concatenate as Concatenate
 from .cells.pointwise import Dense as Dense
 from .cells.pointwise import DenseParams as DenseParams
@@ -63,13 +75,29 @@ from .cells.pointwise import Embed as Embed
 from .cells.pointwise import EmbedParams as EmbedParams
 from .cells.pointwise import Map as Map
 from .cells.pointwise import OneHot as OneHot
+from .cells.pointwise import Pointwise as Pointwise
 from .combinators.conditioning import Condition as Condition
 from .combinators.conditioning import Conditioned as Conditioned
 from .combinators.conditioning import ConditionedParams as ConditionedParams
 from .combinators.noise import Dropout as Dropout
+from .combinators.noise import RecurrentDropout as RecurrentDropout
+from .combinators.noise import WeightDrop as WeightDrop
+from .combinators.noise import Zoneout as Zoneout
+from .combinators.normalization import LayerNorm as LayerNorm
+from .combinators.normalization import LayerNormParams as LayerNormParams
+from .combinators.normalization import RMSNorm as RMSNorm
+from .combinators.normalization import SpectralBound as SpectralBound
+from .combinators.normalization import WeightNorm as WeightNorm
+from .combinators.normalization import WeightNormParams as WeightNormParams
+from .combinators.precision import Frozen as Frozen
+from .combinators.precision import MixedPrecision as MixedPrecision
 from .combinators.residual import Residual as Residual
 from .combinators.stack import Sequential as Sequential
 from .combinators.stack import Stack as Stack
+from .combinators.states import Clip as Clip
+from .combinators.states import LearnedState as LearnedState
+from .combinators.states import LearnedStateParams as LearnedStateParams
+from .combinators.states import RandomState as RandomState
 from .combinators.unrolling import Feedback as Feedback
 from .combinators.unrolling import FeedbackState as FeedbackState
 from .combinators.unrolling import Plain as Plain
@@ -82,6 +110,8 @@ from .core.masks import reset_where as reset_where
 from .core.scan import scan as scan
 from .core.serialization import from_json as from_json
 from .core.serialization import to_json as to_json
+from .core.wrapper import Extended as Extended
+from .core.wrapper import Wrapper as Wrapper
 from .decoding import Generated as Generated
 from .decoding import generate as generate
 from .gradients import initializers as initializers

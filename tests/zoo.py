@@ -9,10 +9,14 @@ import jaxseq as js
 
 
 class Line(NamedTuple):
-    """A layer under the laws; `noisy` if a key changes what it does, `memory` the size of a vector to attach."""
+    """A layer under the laws.
+
+    `noisy` if a key changes what it does, `frozen` if its params get no gradient, `memory` the size of a vector to attach.
+    """
 
     layer: js.SequenceLayer
     noisy: bool = False
+    frozen: bool = False
     memory: int | None = None
 
 
@@ -117,6 +121,7 @@ ZOO: dict[str, Line] = {
     "peephole_lstm_previous": Line(js.PeepholeLSTM(2, 3, output_gate_sees="previous")),
     "coupled_lstm": Line(js.CoupledLSTM(2, 3)),
     "projected_lstm": Line(js.ProjectedLSTM(2, 4, 3)),
+    "layer_norm_lstm": Line(js.LayerNormLSTM(2, 3)),
     "gru": Line(js.GRU(2, 3)),
     "gru_v1": Line(js.GRUv1(2, 3)),
     "gru_v1_axis": Line(js.GRUv1(2, 3, gate_layout="axis")),
@@ -160,6 +165,21 @@ ZOO: dict[str, Line] = {
     "bidirectional_nested": Line(
         js.Bidirectional(Backward(js.Elman(2, 3)), js.Bidirectional(js.Elman(2, 3), js.GRU(2, 3)), merge="both")
     ),
+    "variational_dropout": Line(js.Dropout(0.5, variational=True), noisy=True),
+    "recurrent_dropout": Line(js.RecurrentDropout(js.LayerNorm(js.GRU(2, 3)), 0.5), noisy=True),
+    "weight_drop": Line(js.WeightDrop(js.Stack((js.Elman(2, 3), js.LSTM(3, 2))), 0.5), noisy=True),
+    "zoneout": Line(js.Zoneout(js.LSTM(2, 3), (0.1, 0.5)), noisy=True),
+    "zoneout_inside": Line(js.Zoneout(js.WeightDrop(js.RMSNorm(js.GRU(2, 3)), 0.5), 0.5), noisy=True),
+    "layer_norm": Line(js.LayerNorm(js.ProjectedLSTM(2, 4, 3))),
+    "layer_norm_axis": Line(js.LayerNorm(js.LSTM(2, 3, gate_layout="axis"))),
+    "rms_norm": Line(js.RMSNorm(js.Elman(2, 3))),
+    "weight_norm": Line(js.WeightNorm(js.Stack((js.GRU(2, 3), js.Dense(3, 2))))),
+    "spectral_bound": Line(js.SpectralBound(js.LSTM(2, 3), bound=2.0)),
+    "learned_state": Line(js.LearnedState(js.Stack((js.LSTM(2, 3), js.Elman(3, 2))))),
+    "random_state": Line(js.RandomState(js.LSTM(2, 3)), noisy=True),
+    "clip": Line(js.Clip(js.LSTM(2, 3), (None, 0.5))),
+    "frozen": Line(js.Frozen(js.GRU(2, 3)), frozen=True),
+    "mixed_precision": Line(js.MixedPrecision(js.LSTM(2, 3))),
     "remat": Line(js.Remat(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), every=4), noisy=True),
     "remat_root": Line(js.Remat(js.Elman(2, 3))),
     "truncated": Line(js.Truncated(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), window=2, reach=6), noisy=True),

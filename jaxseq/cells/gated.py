@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell
+from jaxseq.core.wrapper import Wrapper
 
 _glorot = initializers.glorot_uniform(in_axis=0, out_axis=2, batch_axis=1)
 _orthogonal = initializers.orthogonal()
@@ -123,14 +124,19 @@ class Gated(Recurrent):
         """The next state from the two products, each unit by itself."""
 
     def step(self, params: Any, state: Any, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
-        self.check(params, state, x)
-        state = self.update(params, state, *self.products(params, state.hidden, x))
-        return state, state.hidden
+        return gated_step(self, params, state, x)
 
     def products(self, params: Any, hidden: Array, x: Array) -> tuple[Array, Array]:
         """The two products of a step, of the input and of the hidden state."""
         from_input = self.product(x, params.input_kernel, params.bias)
         return from_input, self.product(hidden, params.recurrent_kernel, getattr(params, "recurrent_bias", None))
+
+
+def gated_step(cell: Any, params: Any, state: Any, x: Array) -> Any:
+    """One step of a cell with `check`, `products` and `update`."""
+    cell.check(params, state, x)
+    state = cell.update(params, state, *cell.products(params, state.hidden, x))
+    return state, state.hidden
 
 
 def init_gated(
@@ -147,3 +153,34 @@ def init_gated(
         recurrent_kernel=orthogonal(jax.random.split(recurrent_key, gate_count)),
         bias=jnp.zeros((gate_count, hidden_size)),
     )
+
+
+class GatedWrapper(Wrapper):
+    """A wrapper that changes the products of a gated cell; such wrappers go into each other."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.cell, (Gated, GatedWrapper)):
+            raise TypeError(
+                f"{type(self).__name__} works on the products of a gated cell (a subclass of Gated, such as LSTM or "
+                f"GRU), but {self.cell} is none: in a Stack it goes around the cells inside."
+            )
+
+    def check(self, params: Any, state: Any, x: Array) -> None:
+        """Raises unless params, state and input are those of the gated cell."""
+        self._gated.check(self.inner(params), state, x)
+
+    def products(self, params: Any, hidden: Array, x: Array) -> tuple[Array, Array]:
+        """The two products of a step, of the input and of the hidden state."""
+        return self._gated.products(self.inner(params), hidden, x)
+
+    def update(self, params: Any, state: Any, from_input: Array, from_recurrent: Array) -> Any:
+        """The next state from the two products."""
+        return self._gated.update(self.inner(params), state, from_input, from_recurrent)
+
+    def step(self, params: Any, state: Any, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
+        return gated_step(self, params, state, x)
+
+    @property
+    def _gated(self) -> Any:
+        return self.cell

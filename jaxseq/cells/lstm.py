@@ -176,9 +176,8 @@ class ProjectedLSTM(LSTM):
     def axes(self) -> Any:
         return ProjectedLSTMParams._make((*GATED_AXES, PartitionSpec("hidden", "recurrent")))
 
-    def step(self, params: Any, state: LSTMState, x: Float[Array, "*batch input"], key: Array | None = None) -> Any:
-        state, hidden = super().step(params, state, x)
+    def update(self, params: Any, state: LSTMState, from_input: Array, from_recurrent: Array) -> LSTMState:
+        hidden, cell = super().update(params, state, from_input, from_recurrent)
         kernel = params.projection_kernel
         spec = PartitionSpec(*jax.typeof(hidden).sharding.spec[:-1], jax.typeof(kernel).sharding.spec[-1])
-        hidden = jnp.matmul(hidden, kernel, out_sharding=out_sharding(spec, hidden, kernel))
-        return LSTMState(hidden=hidden, cell=state.cell), hidden
+        return LSTMState(jnp.matmul(hidden, kernel, out_sharding=out_sharding(spec, hidden, kernel)), cell)

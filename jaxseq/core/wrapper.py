@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxseq.core.cell import Cell, Params, SequenceLayer, State
@@ -16,8 +17,8 @@ class Wrapper(Cell):
     Its params are those of the cell; a subclass that computes the cell's params from its own overrides `inner`, and one
     that has more of them extends `Extended`.
 
-    One that changes `step` unrolls by it, so what is special in how the inner cell unrolls (`Remat`, `Plain`) goes
-    around such a wrapper rather than into it.
+    One that changes `step` unrolls by it, and so does, where there are resets, one that changes `initial_state`. What
+    is special in how the inner cell unrolls (`Remat`, `Plain`) therefore goes around such a wrapper, not into it.
     """
 
     cell: Cell
@@ -73,7 +74,8 @@ class Wrapper(Cell):
         return self.cell.step(self.inner(params), state, x, key)
 
     def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
-        if type(self).step is Wrapper.step:
+        starts = run.reset is None or type(self).initial_state is Wrapper.initial_state  # as the cell's resets do
+        if starts and type(self).step is Wrapper.step:
             return self.cell._unroll(self.inner(params), xs, state, run)
         return super()._unroll(params, xs, state, run)
 
@@ -102,3 +104,24 @@ def follow(y: Any, state: State, changed: State) -> Any:
     parts = zip(jax.tree.leaves(state), jax.tree.leaves(changed), strict=True)
     now = {id(before): after for before, after in parts}
     return jax.tree.map(lambda leaf: now.get(id(leaf), leaf), y)
+
+
+def each_array(layer: Cell, function: Callable[..., Any], numbers: Any, *states: State) -> State:
+    """`function(number, *arrays)` of the floating arrays of states of one tree; other arrays are those of the last.
+
+    `numbers` is one for all arrays or a tuple with one for each floating one.
+    """
+    *others, last = states
+    leaves, tree = jax.tree.flatten(last)
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    if not isinstance(numbers, tuple):
+        numbers = (numbers,) * sum(floating)
+    if not floating or len(numbers) != sum(floating):
+        raise ValueError(f"{layer} has {len(numbers)} numbers for a state of {sum(floating)} floating arrays.")
+    rest = [jax.tree.leaves(other) for other in others]
+    each = iter(numbers)
+    changed = [
+        function(next(each), *leaves) if is_floating else leaves[-1]
+        for is_floating, *leaves in zip(floating, *rest, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, changed)

@@ -1,0 +1,98 @@
+"""Normalisation of a layer's products, and the layer-normalised LSTM."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxseq.cells.gated import GATED_AXES, Gated
+from jaxseq.cells.lstm import LSTM, LSTMState
+from jaxseq.core.activations import activation
+from jaxseq.core.precision import at_least_float32
+
+
+def standardize(z: Array, scale: Array, epsilon: float, center: bool = True) -> Array:
+    """`scale` times `z` by the mean and deviation (not centred: by the root mean square) of its last axes.
+
+    They are the axes of `scale`, as they are or flat. Sums are in float32 at least.
+    """
+    axes = (-1,) if z.shape[-1] == scale.size else (-2, -1)
+    wide = at_least_float32(z)
+    if center:
+        wide = wide - wide.mean(axes, keepdims=True)
+    wide = wide * jax.lax.rsqrt((wide**2).mean(axes, keepdims=True) + epsilon)
+    return wide.astype(z.dtype) * _along(z, scale)
+
+
+def normalized_products(
+    cell: Gated, params: Any, scales: Any, hidden: Array, x: Array, epsilon: float, center: bool = True
+) -> tuple[Array, Array]:
+    """The products of a gated cell, each normalised before its bias is added."""
+    from_input = standardize(cell.product(x, params.input_kernel), scales.input_scale, epsilon, center)
+    from_recurrent = standardize(cell.product(hidden, params.recurrent_kernel), scales.recurrent_scale, epsilon, center)
+    from_input = from_input + _along(from_input, params.bias)
+    if hasattr(params, "recurrent_bias"):
+        from_recurrent = from_recurrent + _along(from_recurrent, params.recurrent_bias)
+    return from_input, from_recurrent
+
+
+def _along(z: Array, values: Array) -> Array:
+    """Values of gates and units in the layout and shape of the product `z`."""
+    values = values.reshape(-1) if z.shape[-1] == values.size else values
+    return jnp.broadcast_to(values, z.shape)
+
+
+class LayerNormLSTMParams(NamedTuple):
+    """The parameters of a layer-normalised LSTM."""
+
+    input_kernel: Float[Array, "input gate hidden"]
+    recurrent_kernel: Float[Array, "recurrent gate hidden"]
+    bias: Float[Array, "gate hidden"]
+    input_scale: Float[Array, "gate hidden"]
+    recurrent_scale: Float[Array, "gate hidden"]
+    cell_scale: Float[Array, "hidden"]
+    cell_shift: Float[Array, "hidden"]
+
+
+class LayerNormLSTM(LSTM):
+    """An LSTM whose products and whose memory, where it is shown, are normalised over the units.
+
+        i, f, g, o = LN(x W; s_x) + LN(h R; s_h) + b
+        c' = σ(f) c + σ(i) tanh(g)
+        h' = σ(o) tanh(LN(c'; s_c) + d),   y = h'
+        LN(z; s) = s (z - mean(z)) / sqrt(var(z) + ε)
+
+    The products are normalised over all gates at once, as in the authors' code; their two shifts are one, b.
+    `LayerNorm` normalises the products of any gated cell.
+
+    J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, arXiv:1607.06450, 2016, equations 20 to 22.
+
+    >>> cell = LayerNormLSTM(2, 3)
+    >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
+    (5, 3)
+    """
+
+    _: dataclasses.KW_ONLY
+    epsilon: float = 1e-5
+
+    def init(self, key: Array) -> LayerNormLSTMParams:
+        input_kernel, recurrent_kernel, bias = super().init(key)
+        ones, units = jnp.ones_like(bias), jnp.ones(self.hidden_size)
+        return LayerNormLSTMParams(input_kernel, recurrent_kernel, bias, ones, ones, units, jnp.zeros_like(units))
+
+    def axes(self) -> Any:
+        unit = PartitionSpec("hidden")
+        return LayerNormLSTMParams._make((*GATED_AXES, GATED_AXES.bias, GATED_AXES.bias, unit, unit))
+
+    def products(self, params: Any, hidden: Array, x: Array) -> tuple[Array, Array]:
+        return normalized_products(self, params, params, hidden, x, self.epsilon)
+
+    def update(self, params: Any, state: LSTMState, from_input: Array, from_recurrent: Array) -> LSTMState:
+        sigma, tanh = activation(self.gate_activation), activation(self.activation)
+        i, f, g, o = self.split_gates(from_input + from_recurrent)
+        cell = sigma(f) * state.cell + sigma(i) * tanh(g)
+        shown = standardize(cell, params.cell_scale, self.epsilon) + jnp.broadcast_to(params.cell_shift, cell.shape)
+        return LSTMState(hidden=sigma(o) * tanh(shown), cell=cell)

@@ -1,0 +1,168 @@
+"""Normalised and bounded weights, and normalised products, around cells."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxseq.cells.gated import GATED_AXES, Gated, GatedWrapper
+from jaxseq.cells.normalized import normalized_products
+from jaxseq.combinators.kernels import check_kernels, map_kernels
+from jaxseq.core.precision import at_least_float32
+from jaxseq.core.wrapper import Extended, Wrapper
+
+_TINY = 1e-30  # of a squared norm
+
+
+class LayerNormParams(NamedTuple):
+    """The parameters of a cell with normalised products: its own, and a scale for each product."""
+
+    cell: Any
+    input_scale: Float[Array, "gate hidden"]
+    recurrent_scale: Float[Array, "gate hidden"]
+
+
+class LayerNorm(GatedWrapper, Extended):
+    """A gated cell whose two products are normalised, each over all its gates and units, before their biases.
+
+        z_x = s_x (x W - mean) / sqrt(var + ε) + b,   z_h = s_h (h R - mean) / sqrt(var + ε) (+ a recurrent bias)
+
+    It takes any `Gated` cell: LSTM and its variants, GRU, Elman. The scales start at 1. A memory cell is not
+    normalised; `LayerNormLSTM` does that too.
+
+    J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, arXiv:1607.06450, 2016.
+
+    >>> import jax, jaxseq as js
+    >>> cell = LayerNorm(js.GRU(2, 3))
+    >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
+    (5, 3)
+    """
+
+    cell: Gated
+    _: dataclasses.KW_ONLY
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.cell, Gated) or type(self.cell).products is not Gated.products:
+            raise TypeError(
+                f"{type(self).__name__} normalises the plain products of a gated cell, but {self.cell} changes them: "
+                f"put {type(self).__name__} inside, next to the cell."
+            )
+
+    def init(self, key: Array) -> LayerNormParams:
+        params = self.cell.init(key)
+        return LayerNormParams(params, jnp.ones_like(params.bias), jnp.ones_like(params.bias))
+
+    def axes(self) -> Any:
+        return LayerNormParams(self.cell.axes(), GATED_AXES.bias, GATED_AXES.bias)
+
+    def products(self, params: LayerNormParams, hidden: Array, x: Array) -> tuple[Array, Array]:
+        return normalized_products(self.cell, params.cell, params, hidden, x, self.epsilon)
+
+
+class RMSNorm(LayerNorm):
+    """A gated cell whose two products are divided by their root mean square, before their biases.
+
+        z_x = s_x x W / sqrt(mean((x W)²) + ε) + b,   z_h = s_h h R / sqrt(mean((h R)²) + ε) (+ a recurrent bias)
+
+    As `LayerNorm`, without the mean. B. Zhang and R. Sennrich, Root mean square layer normalization, NeurIPS 2019.
+
+    >>> import jax, jaxseq as js
+    >>> cell = RMSNorm(js.LSTM(2, 3))
+    >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
+    (5, 3)
+    """
+
+    def products(self, params: LayerNormParams, hidden: Array, x: Array) -> tuple[Array, Array]:
+        return normalized_products(self.cell, params.cell, params, hidden, x, self.epsilon, center=False)
+
+
+class WeightNormParams(NamedTuple):
+    """The parameters of a cell with normalised weights: directions in the place of its kernels, and their lengths."""
+
+    cell: Any
+    scales: tuple[Float[Array, "*gate_hidden"], ...]
+
+
+class WeightNorm(Extended):
+    """A cell whose kernels are a direction and a length for each unit: w = g v / |v|.
+
+    It takes any cell, a Stack too, that has kernels: arrays whose first axis is "input" or "recurrent" in `axes()`.
+    `scales` holds g for each of them, in the order of the params. They start at |v|, so the cell computes what it did.
+
+    T. Salimans and D. P. Kingma, Weight normalization, NeurIPS 2016.
+
+    >>> import jax, jaxseq as js
+    >>> cell = WeightNorm(js.LSTM(2, 3))
+    >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
+    (5, 3)
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kernels(self, self.cell, ("input", "recurrent"))
+
+    def init(self, key: Array) -> WeightNormParams:
+        params, scales = self.cell.init(key), []
+        map_kernels(lambda kernel: scales.append(_length(kernel)), self.cell, params, ("input", "recurrent"))
+        return WeightNormParams(params, tuple(scales))
+
+    def axes(self) -> Any:
+        specs: list[Any] = []
+        axes = self.cell.axes()
+        map_kernels(lambda spec: specs.append(PartitionSpec(*spec[1:])), self.cell, axes, ("input", "recurrent"))
+        return WeightNormParams(axes, tuple(specs))
+
+    def inner(self, params: WeightNormParams) -> Any:
+        scales = iter(params.scales)
+        return map_kernels(
+            lambda kernel: kernel * jnp.broadcast_to(next(scales) / _length(kernel), kernel.shape),
+            self.cell,
+            params.cell,
+            ("input", "recurrent"),
+        )
+
+
+def _length(kernel: Array) -> Array:
+    """The length of the weights of each unit."""
+    return jnp.sqrt(jnp.maximum((kernel**2).sum(axis=0), _TINY))
+
+
+class SpectralBound(Wrapper):
+    """A cell whose recurrent kernels have no singular value above `bound`.
+
+        R' = R min(1, bound / σ_max(R)) for each gate
+
+    It takes any cell, a Stack too, that has kernels whose first axis is "recurrent" in `axes()`. With bound <= 1 the
+    gradient through h' = tanh(x W + h R' + b) cannot grow. A sequence costs one singular value decomposition a gate.
+
+    Y. Yoshida and T. Miyato, Spectral norm regularization, arXiv:1705.10941, 2017, penalise what is bounded here.
+
+    >>> import jax, jaxseq as js
+    >>> cell = SpectralBound(js.Elman(2, 3), bound=0.5)
+    >>> kernel = cell.inner(cell.init(jax.random.key(0))).recurrent_kernel
+    >>> print(f"{jnp.linalg.norm(kernel[:, 0], 2):.2f}")
+    0.50
+    """
+
+    _: dataclasses.KW_ONLY
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kernels(self, self.cell, ("recurrent",))
+        if not self.bound > 0:
+            raise ValueError(f"SpectralBound needs a bound > 0, got {self.bound}.")
+
+    def inner(self, params: Any) -> Any:
+        return map_kernels(self._bounded, self.cell, params, ("recurrent",))
+
+    def _bounded(self, kernel: Float[Array, "recurrent *gate hidden"]) -> Array:
+        wide = at_least_float32(kernel)  # there is no decomposition of bfloat16
+        matrices = wide[:, None] if wide.ndim == 2 else wide
+        largest = jnp.linalg.svd(jnp.moveaxis(matrices, 1, 0), compute_uv=False).max(axis=-1)
+        factor = self.bound / jnp.maximum(largest, self.bound)
+        return (matrices * factor[:, None]).reshape(kernel.shape).astype(kernel.dtype)

@@ -1,0 +1,135 @@
+"""Normalised products and weights, against the papers' equations in NumPy and against torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import jaxseq as js
+from tests.peers import peer
+
+TIME, INPUT, HIDDEN = 5, 3, 4
+RNG = np.random.default_rng(0)
+XS = RNG.normal(size=(TIME, INPUT))
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random_params(cell):
+    shapes = jax.eval_shape(cell.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), shapes)
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def layer_norm(z):
+    return (z - z.mean()) / np.sqrt(z.var() + 1e-5)
+
+
+def rms_norm(z):
+    return z / np.sqrt((z**2).mean() + 1e-5)
+
+
+def flat(weights):
+    return weights.reshape(*weights.shape[:-2], -1)
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", ["flat", "axis"])
+def test_layer_norm_lstm(layout):
+    cell = js.LayerNormLSTM(INPUT, HIDDEN, gate_layout=layout)
+    p = random_params(cell)
+    h, c, ys = np.zeros(HIDDEN), np.zeros(HIDDEN), []
+    for x in XS:
+        z = layer_norm(flat(p.input_kernel).T @ x) * flat(p.input_scale)
+        z = z + layer_norm(flat(p.recurrent_kernel).T @ h) * flat(p.recurrent_scale) + flat(p.bias)
+        i, f, g, o = np.split(z, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(layer_norm(c) * p.cell_scale + p.cell_shift)
+        ys.append(h)
+    state, ours = cell.unroll(p, XS)
+    close(ours, ys)
+    close(state.cell, c)
+
+
+@pytest.mark.parametrize(("wrapper", "norm"), [(js.LayerNorm, layer_norm), (js.RMSNorm, rms_norm)])
+def test_normalised_products_of_a_gru(wrapper, norm):
+    cell = wrapper(js.GRU(INPUT, HIDDEN))
+    p = random_params(cell)
+    h, ys = np.zeros(HIDDEN), []
+    for x in XS:
+        from_input = norm(flat(p.cell.input_kernel).T @ x) * flat(p.input_scale) + flat(p.cell.bias)
+        recurrent = norm(flat(p.cell.recurrent_kernel).T @ h) * flat(p.recurrent_scale) + flat(p.cell.recurrent_bias)
+        (r, z, n), (u_r, u_z, u_n) = np.split(from_input, 3), np.split(recurrent, 3)
+        z = sigmoid(z + u_z)
+        h = (1 - z) * np.tanh(n + sigmoid(r + u_r) * u_n) + z * h
+        ys.append(h)
+    close(cell.unroll(p, XS)[1], ys)
+
+
+def test_weight_norm_is_torchs():
+    torch = peer("torch")
+    from torch.nn.utils.parametrizations import weight_norm
+
+    theirs = torch.nn.LSTM(INPUT, HIDDEN, dtype=torch.float64)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        weight_norm(theirs, name, dim=0)
+    weights = dict(theirs.named_parameters())
+    with torch.no_grad():  # other lengths than those of the directions
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            weights[f"parametrizations.{name}.original0"].mul_(1.5)
+
+    def ours(name):
+        return weights[name].detach().numpy().T.reshape(-1, 4, HIDDEN)
+
+    def kernel(name):
+        return ours(f"parametrizations.{name}.original1"), ours(f"parametrizations.{name}.original0")[0]
+
+    (direction, scale), (recurrent, recurrent_scale) = kernel("weight_ih_l0"), kernel("weight_hh_l0")
+    bias = ours("bias_ih_l0")[0] + ours("bias_hh_l0")[0]
+    params = js.WeightNormParams(js.GatedParams(direction, recurrent, bias), (scale, recurrent_scale))
+    close(js.WeightNorm(js.LSTM(INPUT, HIDDEN)).unroll(params, XS)[1], theirs(torch.tensor(XS))[0].detach().numpy())
+
+
+def test_weight_norm_starts_as_the_cell():
+    inner = js.Stack((js.GRU(INPUT, HIDDEN), js.Dense(HIDDEN, 2)))
+    cell = js.WeightNorm(inner)
+    params = cell.init(jax.random.key(0))
+    close(cell.unroll(params, XS)[1], inner.unroll(params.cell, XS)[1])
+    zero = jax.tree.map(jnp.zeros_like, params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(lambda p: cell.unroll(p, XS)[1].sum())(zero)))
+
+
+def test_spectral_bound():
+    lstm = js.LSTM(INPUT, HIDDEN)
+    cell = js.SpectralBound(lstm, bound=1.5)
+    params = random_params(cell)
+    small = params.recurrent_kernel[:, 0] / np.linalg.norm(params.recurrent_kernel[:, 0], 2)
+    params = params._replace(recurrent_kernel=np.stack([small, *np.moveaxis(params.recurrent_kernel, 1, 0)[1:]], 1))
+    bounded = np.asarray(cell.inner(params).recurrent_kernel)
+    close([np.linalg.norm(bounded[:, gate], 2) for gate in range(4)], [1, 1.5, 1.5, 1.5])
+    close(bounded[:, 0], small)
+    close(bounded[:, 1] * (params.recurrent_kernel[0, 1, 0] / bounded[0, 1, 0]), params.recurrent_kernel[:, 1])
+    close(cell.unroll(params, XS)[1], lstm.unroll(params._replace(recurrent_kernel=bounded), XS)[1])
+    check_grads(lambda kernel: cell.unroll(params._replace(recurrent_kernel=kernel), XS)[1], (bounded * 1.3,), order=1)
+
+
+def test_wrong_use():
+    with pytest.raises(TypeError, match=r"LayerNorm works on the products of a gated cell .* but GRUv1"):
+        js.LayerNorm(js.GRUv1(2, 3))
+    with pytest.raises(TypeError, match="normalises the plain products .* put LayerNorm inside, next to the cell"):
+        js.LayerNorm(js.RecurrentDropout(js.LSTM(2, 3), 0.5))
+    with pytest.raises(TypeError, match="WeightNorm changes kernels, but Map"):
+        js.WeightNorm(js.Map("tanh"))
+    with pytest.raises(ValueError, match="SpectralBound needs a bound > 0, got 0.0"):
+        js.SpectralBound(js.LSTM(2, 3), bound=0)
