@@ -11,7 +11,8 @@ import jaxseq as js
 class Line(NamedTuple):
     """A layer under the laws.
 
-    `noisy` if a key changes what it does, `frozen` if its params get no gradient, `memory` the size of a vector to attach.
+    `noisy` if a key changes what it does, `frozen` if its params get no gradient, `memory` the size of a vector to
+    attach.
     """
 
     layer: js.SequenceLayer

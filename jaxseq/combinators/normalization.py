@@ -165,4 +165,4 @@ class SpectralBound(Wrapper):
         matrices = wide[:, None] if wide.ndim == 2 else wide
         largest = jnp.linalg.svd(jnp.moveaxis(matrices, 1, 0), compute_uv=False).max(axis=-1)
         factor = self.bound / jnp.maximum(largest, self.bound)
-        return (matrices * factor[:, None]).reshape(kernel.shape).astype(kernel.dtype)
+        return (matrices * factor[None, :, None]).reshape(kernel.shape).astype(kernel.dtype)
