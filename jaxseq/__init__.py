@@ -5,20 +5,14 @@ OneHot, Dense, Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway.
 Over images: ConvLSTM, ConvGRU.
-Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
-Layers that read whole sequences: Bidirectional, Pyramid.
-Conditioning and time scales: Conditioned.
-Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Modules: losses, metrics, pooling, samplers.
-Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
-To write your own: Cell, SequenceLayer. `help` of each has its equations, shapes and an example.
 Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
-Layers that read whole sequences: Bidirectional, Pyramid.
 Conditioning and time scales: Conditioned.
+Layers that read whole sequences: Bidirectional, Pyramid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Modules: initializers, losses, metrics, pooling, samplers.
+Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
+Modules: losses, metrics, plots, pooling, samplers.
 To write your own: Cell, SequenceLayer, and the bases Gated, Pointwise, Wrapper, Extended. `help` of each has its
 equations, shapes and an example.
 """
