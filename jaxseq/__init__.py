@@ -13,6 +13,11 @@ Layers that read whole sequences: Bidirectional, Pyramid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
+Layers that read whole sequences: Bidirectional, Pyramid.
+Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned.
+Functions: scan, generate, length_mask, reset_where, to_json, from_json.
+Modules: losses, metrics, pooling, samplers.
+Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
 To write your own: Cell, SequenceLayer, and the bases Gated, Pointwise, Wrapper, Extended. `help` of each has its
 equations, shapes and an example.
 """
@@ -28,6 +33,7 @@ from .bidirectional import Both as Both
 from .cells.convolutional import ConvGRU as ConvGRU
 from .cells.convolutional import ConvLSTM as ConvLSTM
 from .cells.convolutional import ConvolutionalParams as ConvolutionalParams
+from .cells.deep import DeepTransition as DeepTransition
 from .cells.differential import AntisymmetricRNN as AntisymmetricRNN
 from .cells.differential import CoRNN as CoRNN
 from .cells.differential import CoRNNState as CoRNNState
@@ -85,7 +91,10 @@ from .combinators.normalization import WeightNorm as WeightNorm
 from .combinators.normalization import WeightNormParams as WeightNormParams
 from .combinators.precision import Frozen as Frozen
 from .combinators.precision import MixedPrecision as MixedPrecision
+from .combinators.residual import Highway as Highway
+from .combinators.residual import HighwayParams as HighwayParams
 from .combinators.residual import Residual as Residual
+from .combinators.residual import Skip as Skip
 from .combinators.stack import Sequential as Sequential
 from .combinators.stack import Stack as Stack
 from .combinators.states import Clip as Clip
@@ -110,4 +119,5 @@ from .decoding import Generated as Generated
 from .decoding import generate as generate
 from .gradients import initializers as initializers
 from .gradients import regularizers as regularizers
+from .gradients.truncated import Truncated as Truncated
 from .pyramid import Pyramid as Pyramid

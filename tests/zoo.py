@@ -115,6 +115,8 @@ class Backward(js.SequenceLayer):
 ZOO: dict[str, Line] = {
     "elman": Line(js.Elman(2, 3)),
     "elman_softplus": Line(js.Elman(2, 3, activation="softplus")),
+    "deep_transition": Line(js.DeepTransition(2, 3, 3)),
+    "deep_transition_shortcut": Line(js.DeepTransition(2, 3, shortcut=True)),
     "lstm": Line(js.LSTM(2, 3)),
     "lstm_axis": Line(js.LSTM(2, 3, gate_layout="axis")),
     "lstm_activations": Line(js.LSTM(2, 3, activation="softsign", gate_activation="saturated_linear")),
@@ -181,6 +183,8 @@ ZOO: dict[str, Line] = {
     "clip": Line(js.Clip(js.LSTM(2, 3), (None, 0.5))),
     "frozen": Line(js.Frozen(js.GRU(2, 3)), frozen=True),
     "mixed_precision": Line(js.MixedPrecision(js.LSTM(2, 3))),
+    "skip": Line(js.Stack((js.Skip(js.Elman(2, 3)), js.Skip(js.GRU(5, 2))))),
+    "highway": Line(js.Highway(js.LSTM(2, 2))),
     "remat": Line(js.Remat(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), every=4), noisy=True),
     "remat_root": Line(js.Remat(js.Elman(2, 3))),
     "truncated": Line(js.Truncated(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), window=2, reach=6), noisy=True),
