@@ -8,15 +8,11 @@ Over images: ConvLSTM, ConvGRU.
 Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
-Conditioning and time scales: Conditioned.
-Layers that read whole sequences: Bidirectional, Pyramid.
-Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
-Modules: losses, metrics, plots, pooling, samplers.
+Linear recurrences, parallel in time: linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid.
 Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Modules: losses, metrics, pooling, samplers.
+Modules: losses, metrics, plots, pooling, samplers.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
 To write your own: Cell, SequenceLayer, and the bases Gated, Pointwise, Wrapper, Extended. `help` of each has its
 equations, shapes and an example.
@@ -108,6 +104,7 @@ from .combinators.unrolling import Remat as Remat
 from .combinators.unrolling import States as States
 from .core.cell import Cell as Cell
 from .core.cell import SequenceLayer as SequenceLayer
+from .core.linear_scan import linear_scan as linear_scan
 from .core.masks import length_mask as length_mask
 from .core.masks import reset_where as reset_where
 from .core.scan import scan as scan
