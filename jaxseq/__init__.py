@@ -14,6 +14,11 @@ Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Modules: losses, metrics, plots, pooling, samplers.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
+Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned.
+Layers that read whole sequences: Bidirectional, Pyramid.
+Functions: scan, generate, length_mask, reset_where, to_json, from_json.
+Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
+Modules: losses, metrics, plots, pooling, samplers.
 To write your own: Cell, SequenceLayer, and the bases Gated, Pointwise, Wrapper, Extended. `help` of each has its
 equations, shapes and an example.
 """
