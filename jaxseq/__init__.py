@@ -11,6 +11,9 @@ Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, C
 Linear recurrences, parallel in time: linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid.
 Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned.
+GatedAntisymmetricRNN, CoRNN, RecurrentHighway, ClockworkRNN.
+Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
+Layers that read whole sequences: Bidirectional.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Modules: losses, metrics, plots, pooling, samplers.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
@@ -31,6 +34,8 @@ from . import pooling as pooling
 from . import samplers as samplers
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Both as Both
+from .cells.clockwork import ClockworkRNN as ClockworkRNN
+from .cells.clockwork import ClockworkState as ClockworkState
 from .cells.convolutional import ConvGRU as ConvGRU
 from .cells.convolutional import ConvLSTM as ConvLSTM
 from .cells.convolutional import ConvolutionalParams as ConvolutionalParams

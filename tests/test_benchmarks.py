@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import contenders, timing, unroll
+from benchmarks import clockwork, contenders, timing, unroll
 
 SHAPE = contenders.Shape(time=5, batch=2, input=3, hidden=4)
 
@@ -84,3 +84,8 @@ def test_a_goal_everywhere_looks_at_the_slowest_case():
         "reached": pytest.approx(2.0),
         "holds": True,
     }
+
+
+def test_clockwork_writes_a_table(tmp_path):
+    table = clockwork.main([(3, 1, 8)], tmp_path).read_text()
+    assert "| time 3, batch 1, hidden 8, forward |" in table and "| time 3, batch 1, hidden 8, train |" in table

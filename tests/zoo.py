@@ -140,6 +140,7 @@ ZOO: dict[str, Line] = {
     "mut2_axis": Line(js.MUT2(3, 3, gate_layout="axis")),
     "mut3": Line(js.MUT3(2, 3)),
     "ind_rnn": Line(js.IndRNN(2, 3)),
+    "clockwork_rnn": Line(js.ClockworkRNN(2, 6, periods=(1, 2, 3))),
     "antisymmetric_rnn": Line(js.AntisymmetricRNN(2, 3, time_step=0.5)),
     "gated_antisymmetric_rnn": Line(js.GatedAntisymmetricRNN(2, 3, time_step=0.5)),
     "co_rnn": Line(js.CoRNN(2, 3, time_step=0.2)),
