@@ -18,6 +18,8 @@ Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Modules: losses, metrics, plots, pooling, samplers.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
 Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned.
+Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned, Leaky, MovingAverage,
+Delay, TimeSkip, DelayedElman, Hierarchical.
 Layers that read whole sequences: Bidirectional, Pyramid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
@@ -34,12 +36,16 @@ from . import pooling as pooling
 from . import samplers as samplers
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Both as Both
+from .cells.averages import MovingAverage as MovingAverage
+from .cells.averages import MovingAverageState as MovingAverageState
 from .cells.clockwork import ClockworkRNN as ClockworkRNN
 from .cells.clockwork import ClockworkState as ClockworkState
 from .cells.convolutional import ConvGRU as ConvGRU
 from .cells.convolutional import ConvLSTM as ConvLSTM
 from .cells.convolutional import ConvolutionalParams as ConvolutionalParams
 from .cells.deep import DeepTransition as DeepTransition
+from .cells.delayed import DelayedElman as DelayedElman
+from .cells.delayed import DelayedElmanState as DelayedElmanState
 from .cells.differential import AntisymmetricRNN as AntisymmetricRNN
 from .cells.differential import CoRNN as CoRNN
 from .cells.differential import CoRNNState as CoRNNState
@@ -85,6 +91,8 @@ from .cells.pointwise import Pointwise as Pointwise
 from .combinators.conditioning import Condition as Condition
 from .combinators.conditioning import Conditioned as Conditioned
 from .combinators.conditioning import ConditionedParams as ConditionedParams
+from .combinators.hierarchical import Hierarchical as Hierarchical
+from .combinators.hierarchical import HierarchicalState as HierarchicalState
 from .combinators.noise import Dropout as Dropout
 from .combinators.noise import RecurrentDropout as RecurrentDropout
 from .combinators.noise import WeightDrop as WeightDrop
@@ -107,6 +115,11 @@ from .combinators.states import Clip as Clip
 from .combinators.states import LearnedState as LearnedState
 from .combinators.states import LearnedStateParams as LearnedStateParams
 from .combinators.states import RandomState as RandomState
+from .combinators.timing import Delay as Delay
+from .combinators.timing import Leaky as Leaky
+from .combinators.timing import LeakyParams as LeakyParams
+from .combinators.timing import TimeSkip as TimeSkip
+from .combinators.timing import TimeSkipState as TimeSkipState
 from .combinators.unrolling import Feedback as Feedback
 from .combinators.unrolling import FeedbackState as FeedbackState
 from .combinators.unrolling import Plain as Plain

@@ -133,6 +133,14 @@ def test_the_five_shapes_run():
     assert all(leaf.any() for leaf in jax.tree.leaves(names["gradient"]))  # the encoder's too
 
 
+@pytest.mark.slow
+def test_the_designs_run():
+    names = run_examples("docs/designs.md")
+    assert {ys.shape for ys in (*names["taught"], *names["free"])} == {(4, 9, 3)} and names["one"].shape == (4, 3)
+    assert names["shapes"] == names["around"] == {(4, 9, 8)}
+    assert names["scales"] == {(4, 9, 3)} and names["levels"].shape == (4, 9, 8)
+
+
 def test_wheel_ships_the_package_with_its_types_and_nothing_else(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=True)

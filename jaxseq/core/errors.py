@@ -63,8 +63,11 @@ def float_dtype(tree: Any) -> Any:
     return floats.pop() if len(floats) == 1 else None
 
 
-def check_state(layer: Any, state: Any, expected: Any) -> None:
-    """Raises unless `state` is a tree of arrays of the structure, shapes and dtypes of `expected`."""
+def check_state(layer: Any, state: Any, expected: Any, any_float: bool = False) -> None:
+    """Raises unless `state` is a tree of arrays of the structure, shapes and dtypes of `expected`.
+
+    With `any_float` a floating array fits another: without params nothing says which.
+    """
     if jax.tree.structure(state) != jax.tree.structure(expected):
         raise TypeError(
             f"{layer} got the state of another cell: {shape_of(state)}; "
@@ -77,7 +80,8 @@ def check_state(layer: Any, state: Any, expected: Any) -> None:
                 f"{layer} got a state{jax.tree_util.keystr(path)} of shape {jnp.shape(leaf)}; these inputs need "
                 f"{want.shape}, the batch axes of the inputs before those of the state itself."
             )
-        if jnp.result_type(leaf) != want.dtype:
+        floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (jnp.result_type(leaf), want.dtype))
+        if jnp.result_type(leaf) != want.dtype and not (any_float and floats):
             raise TypeError(
                 f"{layer} got a state{jax.tree_util.keystr(path)} of {jnp.result_type(leaf)}; with these params it is "
                 f"{want.dtype}: cast one to the other."

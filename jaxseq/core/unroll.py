@@ -49,7 +49,7 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
         errors.check_initial_state(layer, state, _single_state(layer, params), tuple(batch_shape))
     else:
         expected = jax.eval_shape(lambda params: layer.initial_state(params, tuple(batch_shape)), params)
-        errors.check_state(layer, state, expected)
+        errors.check_state(layer, state, expected, any_float=not jax.tree.leaves(params))
     if mask is not None:
         xs = masks.zero_unless(mask, xs)
 
