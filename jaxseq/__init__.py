@@ -8,18 +8,9 @@ Over images: ConvLSTM, ConvGRU.
 Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
-Linear recurrences, parallel in time: linear_scan.
-Layers that read whole sequences: Bidirectional, Pyramid.
-Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned.
-GatedAntisymmetricRNN, CoRNN, RecurrentHighway, ClockworkRNN.
-Combinators: Stack, Sequential, Residual, Dropout, Remat, Plain, States, Feedback.
-Layers that read whole sequences: Bidirectional.
-Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Modules: losses, metrics, plots, pooling, samplers.
-Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
-Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned.
-Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned, Leaky, MovingAverage,
+Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned, ClockworkRNN, Leaky, MovingAverage,
 Delay, TimeSkip, DelayedElman, Hierarchical.
+Linear recurrences, parallel in time: linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
