@@ -10,13 +10,13 @@ Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
 Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned, ClockworkRNN, Leaky, MovingAverage,
 Delay, TimeSkip, DelayedElman, Hierarchical.
-Linear recurrences, parallel in time: linear_scan.
+Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, and linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
-To write your own: Cell, SequenceLayer, and the bases Gated, Pointwise, Wrapper, Extended. `help` of each has its
-equations, shapes and an example.
+To write your own: Cell, SequenceLayer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended. `help` of
+each has its equations, shapes and an example.
 """
 
 from . import diagnostics as diagnostics
@@ -37,6 +37,11 @@ from .cells.convolutional import ConvolutionalParams as ConvolutionalParams
 from .cells.deep import DeepTransition as DeepTransition
 from .cells.delayed import DelayedElman as DelayedElman
 from .cells.delayed import DelayedElmanState as DelayedElmanState
+from .cells.diagonal import LRU as LRU
+from .cells.diagonal import S5 as S5
+from .cells.diagonal import DiagonalState as DiagonalState
+from .cells.diagonal import LRUParams as LRUParams
+from .cells.diagonal import S5Params as S5Params
 from .cells.differential import AntisymmetricRNN as AntisymmetricRNN
 from .cells.differential import CoRNN as CoRNN
 from .cells.differential import CoRNNState as CoRNNState
@@ -55,6 +60,13 @@ from .cells.gru import MinimalGRU as MinimalGRU
 from .cells.highway import RecurrentHighway as RecurrentHighway
 from .cells.independent import IndRNN as IndRNN
 from .cells.independent import IndRNNParams as IndRNNParams
+from .cells.linear import RGLRU as RGLRU
+from .cells.linear import LinearParams as LinearParams
+from .cells.linear import LinearRecurrence as LinearRecurrence
+from .cells.linear import LinearState as LinearState
+from .cells.linear import MinGRU as MinGRU
+from .cells.linear import MinLSTM as MinLSTM
+from .cells.linear import RGLRUParams as RGLRUParams
 from .cells.lstm import LSTM as LSTM
 from .cells.lstm import CoupledLSTM as CoupledLSTM
 from .cells.lstm import LSTMState as LSTMState

@@ -16,6 +16,10 @@ def _hard_tanh(x):
     return jnp.clip(x, -1, 1)
 
 
+def _positive(x):
+    return jnp.where(x >= 0, x + 0.5, jax.nn.sigmoid(x))
+
+
 def _saturated_linear(x):
     return jnp.clip(x, 0, 1)
 
@@ -28,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": _identity,
     "leaky_relu": jax.nn.leaky_relu,
     "log_softmax": jax.nn.log_softmax,
+    "positive": _positive,
     "relu": jax.nn.relu,
     "saturated_linear": _saturated_linear,
     "sigmoid": jax.nn.sigmoid,
