@@ -13,7 +13,7 @@ Delay, TimeSkip, DelayedElman, Hierarchical.
 Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, and linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Gradients through time: Truncated; the modules diagnostics, initializers, regularizers.
+Gradients through time: Truncated, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
 To write your own: Cell, SequenceLayer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended. `help` of
 each has its equations, shapes and an example.
@@ -141,6 +141,9 @@ from .core.wrapper import Wrapper as Wrapper
 from .decoding import Generated as Generated
 from .decoding import generate as generate
 from .gradients import initializers as initializers
+from .gradients import online as online
 from .gradients import regularizers as regularizers
+from .gradients.newton import NewtonInfo as NewtonInfo
+from .gradients.newton import newton_unroll as newton_unroll
 from .gradients.truncated import Truncated as Truncated
 from .pyramid import Pyramid as Pyramid

@@ -13,8 +13,8 @@ from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.equations import evaluate, inline, read
 from jaxseq.core.unroll import Run, unroll_steps
-from jaxseq.core.wrapper import Wrapper
-from jaxseq.gradients.jacobians import is_floating
+from jaxseq.core.wrapper import Extended, Wrapper
+from jaxseq.gradients.jacobians import Beside, is_floating
 
 
 def state_gradients(
@@ -62,7 +62,7 @@ def state_gradients(
         raise TypeError(
             f"The state of {cell} has no floating numbers, and so no gradients: {errors.shape_of(states[0])}."
         )
-    return jax.grad(lambda shifts: loss(_Shifted(cell).unroll((params, shifts), xs, state, **options)[1]))(zeros)
+    return jax.grad(lambda shifts: loss(_Shifted(cell).unroll(Beside(params, shifts), xs, state, **options)[1]))(zeros)
 
 
 def stable_norm(vectors: Float[Array, "*batch units"]) -> Float[Array, "*batch"]:
@@ -73,18 +73,12 @@ def stable_norm(vectors: Float[Array, "*batch units"]) -> Float[Array, "*batch"]
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) * largest
 
 
-class _Shifted(Wrapper):
+class _Shifted(Extended):
     """A cell whose params come with sequences that are added to its states."""
 
-    def inner(self, params: Any) -> Params:
-        return params[0]
-
-    def draw(self, params: Any, key: Array) -> Any:
-        return self.cell.draw(params[0], key), params[1]
-
     def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[State, Any]:
-        shifts = [jnp.moveaxis(shift, len(run.batch_shape), 0) for shift in params[1]]
-        return unroll_steps(lax.scan, _ShiftedStep(self.cell), params[0], (xs, shifts), state, run)
+        shifts = [jnp.moveaxis(shift, len(run.batch_shape), 0) for shift in params.more]
+        return unroll_steps(lax.scan, _ShiftedStep(self.cell), params.cell, (xs, shifts), state, run)
 
 
 class _ShiftedStep(Wrapper):

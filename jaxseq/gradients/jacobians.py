@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,13 @@ from jaxtyping import Array, Float
 
 from jaxseq.cells.pointwise import differs_under_vmap
 from jaxseq.core.unroll import Run
+
+
+class Beside(NamedTuple):
+    """The params of a cell with what else an `Extended` reads."""
+
+    cell: Any
+    more: Any
 
 
 def is_floating(leaf: Any) -> bool:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
+from jaxseq.core.linear_scan import linear_scan
 from jaxseq.core.unroll import Run, step_of
 from jaxseq.core.wrapper import Wrapper
 from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, over_time
@@ -247,7 +248,12 @@ def _loop(problem: _Problem, operands: Any) -> Array:
     """The states by a loop over time."""
     params, inputs, start = operands
     step = problem.step(params)
-    return lax.scan(lambda vector, x: (step(vector, x)[0],) * 2, start, inputs, length=problem.run.length)[1]
+
+    def body(vector, x):
+        vector, _ = step(vector, x)
+        return vector, vector
+
+    return lax.scan(body, start, inputs, length=problem.run.length)[1]
 
 
 def _linear_loop(problem: _Problem, operands: Any, states: Array, b: Array, transposed: bool) -> Array:
@@ -285,12 +291,12 @@ def affine_scan(a: Array, b: Float[Array, "time *batch units"], *, transposed: b
     dense = a.ndim > b.ndim
     if transposed:
         a = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
-        a = jnp.swapaxes(a, -1, -2) if dense else a
+    if not dense:
+        return linear_scan(a, b, reverse=transposed)[1]
 
     def combine(first, second):
         (a, b), (next_a, next_b) = first, second
-        if not dense:
-            return next_a * a, next_a * b + next_b
         return next_a @ a, jnp.einsum("...ij,...j->...i", next_a, b) + next_b
 
+    a = jnp.swapaxes(a, -1, -2) if transposed else a
     return lax.associative_scan(combine, (a, b), reverse=transposed)[1]

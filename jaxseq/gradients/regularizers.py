@@ -24,9 +24,9 @@ from jaxtyping import Array, Bool, Float
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, SequenceLayer, State
 from jaxseq.core.unroll import Run, step_of
-from jaxseq.core.wrapper import Wrapper
+from jaxseq.core.wrapper import Extended
 from jaxseq.gradients.flow import stable_norm, state_gradients
-from jaxseq.gradients.jacobians import flatten, on_vectors, over_time
+from jaxseq.gradients.jacobians import Beside, flatten, on_vectors, over_time
 from jaxseq.gradients.kernels import kernel_mask as kernel_mask
 
 
@@ -120,24 +120,18 @@ def constant_flow(
     """
     fixed = jax.tree.map(lax.stop_gradient, params)
     gradients = state_gradients(cell, fixed, xs, loss, state, mask=mask, reset=reset, key=key)
-    given = (params, [lax.stop_gradient(leaf) for leaf in gradients])
+    given = Beside(params, [lax.stop_gradient(leaf) for leaf in gradients])
     _, omega = _Omega(cell).unroll(given, xs, state, mask=mask, reset=reset, key=key)
     return omega.sum(axis=-1)
 
 
-class _Omega(Wrapper):
+class _Omega(Extended):
     """Gives the terms of Ω instead of outputs; its params come with the gradients with respect to the states."""
-
-    def inner(self, params: Any) -> Params:
-        return params[0]
-
-    def draw(self, params: Any, key: Array) -> Any:
-        return self.cell.draw(params[0], key), params[1]
 
     def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[State, Any]:
         rank = len(run.batch_shape)
-        gradients = [jnp.moveaxis(leaf, rank, 0) for leaf in params[1]]
-        step, inputs = step_of(self.cell, params[0], xs, run)
+        gradients = [jnp.moveaxis(leaf, rank, 0) for leaf in params.more]
+        step, inputs = step_of(self.cell, params.cell, xs, run)
         state, before = lax.scan(lambda state, x: (step(state, x)[0], state), state, inputs, length=run.length)
         before = jax.tree.map(lax.stop_gradient, before)
 

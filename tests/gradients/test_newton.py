@@ -67,14 +67,14 @@ def test_without_convergence_the_loop_takes_over(method):
     assert not info.converged and info.iterations == 1 and info.residual > 1e-3
 
 
-def test_a_chaotic_recurrence_converges_after_as_many_iterations_as_steps():
+def test_no_recurrence_takes_more_iterations_than_steps():
     cell = js.Elman(2, 3)
     args, _ = problem(cell, scale=6.0)
     for damping in (0.0, 0.5, 1.0):
         _, ys, info = newton_unroll(cell, *args, damping=damping)
         assert info.converged and info.iterations <= TIME
         np.testing.assert_allclose(ys, cell.unroll(*args)[1], atol=1e-9)
-    assert info.iterations == TIME  # undamped it is faster
+    assert info.iterations >= TIME - 1  # without Jacobians an iteration makes one more state exact
 
 
 def test_no_batch_length_0_and_float32():

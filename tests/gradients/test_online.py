@@ -1,0 +1,143 @@
+"""Gradients forward in time are those of back-propagation, or of the published approximation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseq as js
+from jaxseq import online
+
+ROWS, TIME = 2, 7
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+CELLS = {
+    "elman": js.Elman(2, 3),
+    "stack": js.Stack((js.LSTM(2, 2), js.Dropout(0.5), js.LearnedState(js.GRU(2, 2)), js.Dense(2, 3))),
+    "weight_drop": js.WeightDrop(js.Elman(2, 3), 0.5),
+    "indrnn": js.IndRNN(2, 3),
+}
+
+
+def problem(cell):
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, cell.init(keys[0]))
+    xs, targets = (jax.random.normal(key, (ROWS, TIME, size)) for key, size in zip(keys[1:3], (2, 3), strict=True))
+    mask, reset = jnp.ones((ROWS, TIME), bool).at[0, 3].set(False), jnp.zeros((ROWS, TIME), bool).at[1, 4].set(True)
+    return params, xs, targets, {"mask": mask, "reset": reset, "key": keys[4]}
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2, axis=-1)
+
+
+def backward(cell, params, xs, targets, mask, **options):
+    """The value and gradient by back-propagation."""
+
+    def total(params):
+        _, ys = cell.unroll(params, xs, mask=mask, **options)
+        return jnp.sum(jnp.where(mask, loss(ys, targets), 0))
+
+    return jax.value_and_grad(total)(params)
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=tolerance), actual, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["elman", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stack", "weight_drop"))]
+)
+def test_rtrl_is_back_propagation(name):
+    cell = CELLS[name]
+    params, xs, targets, options = problem(cell)
+    _, value, slopes = online.gradient(cell, params, xs, loss, targets, **options)
+    assert_close((value, slopes), backward(cell, params, xs, targets, **options))
+
+
+def test_snap1_is_exact_where_units_do_not_read_each_other():
+    cell = CELLS["indrnn"]
+    params, xs, targets, options = problem(cell)
+    _, value, slopes = online.gradient(cell, params, xs, loss, targets, method="snap1", **options)
+    assert_close((value, slopes), backward(cell, params, xs, targets, **options))
+    mixing = js.Elman(2, 3)
+    params = mixing.init(jax.random.key(0))
+    _, _, slopes = online.gradient(mixing, params, xs, loss, targets, method="snap1", **options)
+    exact = backward(mixing, params, xs, targets, **options)[1].recurrent_kernel
+    assert np.abs(slopes.recurrent_kernel - exact).max() > 1e-3
+    assert np.sum(slopes.recurrent_kernel * exact) > 0  # yet it descends
+
+
+@pytest.mark.parametrize("cell", [js.Elman(2, 3), js.LSTM(2, 3)])
+def test_snap1_keeps_the_block_of_each_unit(cell):
+    """The full influence in NumPy, of which after each step all entries are put to 0 but those on the own unit."""
+    params, xs, _, _ = problem(cell)
+    carry = online.start(cell, params, (ROWS,), method="snap1")
+    run = jax.jit(lambda carry, x: online.step(cell, params, carry, x, jnp.sum, method="snap1")[0])
+    full = None
+    for t in range(3):
+        flat = lambda state: jnp.stack(jax.tree.leaves(state), axis=-2)  # noqa: E731 [row, array, unit]
+        tree = jax.tree.structure(carry.state)
+        arrays = len(jax.tree.leaves(carry.state))
+
+        def advance(params, stacked, x, tree=tree, arrays=arrays, flat=flat):
+            state = jax.tree.unflatten(tree, [stacked[:, i] for i in range(arrays)])
+            return flat(cell.step(params, state, x)[0])
+
+        stacked = flat(carry.state)
+        local = np.asarray(jax.jacobian(advance, 1)(params, stacked, xs[:, t]))  # [row, a, u, row, b, v]
+        now = jax.tree.leaves(jax.jacobian(advance, 0)(params, stacked, xs[:, t]))  # [row, a, u, *param]
+        full = [np.zeros(part.shape) for part in now] if full is None else full
+        full = [np.einsum("rausbv,sbv...->rau...", local, f) + np.asarray(n) for f, n in zip(full, now, strict=True)]
+        for part in full:
+            for unit in range(3):
+                part[:, :, unit, ..., np.arange(3) != unit] = 0
+        carry = run(carry, xs[:, t])
+    own = [sum(np.moveaxis(part, 2, 0)[unit] for unit in range(3)) for part in full]
+    assert_close(carry.influence, own)
+
+
+def test_steps_add_up_to_the_gradient_of_the_sequence():
+    cell = js.GRU(2, 3)
+    params, xs, targets, _ = problem(cell)
+
+    @jax.jit
+    def advance(carry, x, target):
+        return online.step(cell, params, carry, x, lambda y: loss(y, target).sum())
+
+    carry, total, sum_of_slopes = online.start(cell, params, (ROWS,)), 0.0, jax.tree.map(jnp.zeros_like, params)
+    for t in range(TIME):
+        carry, value, slopes = advance(carry, xs[:, t], targets[:, t])
+        total, sum_of_slopes = total + value, jax.tree.map(jnp.add, sum_of_slopes, slopes)
+    assert_close((total, sum_of_slopes), backward(cell, params, xs, targets, jnp.ones((ROWS, TIME), bool)))
+
+
+def test_a_sequence_in_two_parts():
+    cell = js.Elman(2, 3)
+    params, xs, targets, _ = problem(cell)
+    run = functools.partial(online.gradient, cell, params)
+    carry, first, early = run(xs[:, :4], loss, targets[:, :4])
+    _, second, late = run(xs[:, 4:], loss, targets[:, 4:], carry)
+    _, value, slopes = run(xs, loss, targets)
+    assert_close((first + second, jax.tree.map(jnp.add, early, late)), (value, slopes))
+
+
+def test_errors():
+    cell = js.Elman(2, 3)
+    params, xs, _, _ = problem(cell)
+    with pytest.raises(ValueError, match='online learning is "rtrl" or "snap1", got'):
+        online.start(cell, params, method="bptt")
+    stack = CELLS["stack"]
+    with pytest.raises(TypeError, match="snap1 needs params and a state whose last axis is the units, but Stack"):
+        online.start(stack, stack.init(jax.random.key(0)), method="snap1")
+    with pytest.raises(ValueError, match=r"loss of one step needs to give \[\*batch\] = \(2,\), it gave \(2, 3\)"):
+        online.gradient(cell, params, xs, lambda y, target: y)
