@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import clockwork, contenders, timing, unroll
+from benchmarks import clockwork, contenders, long_memory, timing, unroll
 
 SHAPE = contenders.Shape(time=5, batch=2, input=3, hidden=4)
 
@@ -89,3 +89,14 @@ def test_a_goal_everywhere_looks_at_the_slowest_case():
 def test_clockwork_writes_a_table(tmp_path):
     table = clockwork.main([(3, 1, 8)], tmp_path).read_text()
     assert "| time 3, batch 1, hidden 8, forward |" in table and "| time 3, batch 1, hidden 8, train |" in table
+
+
+@pytest.mark.slow
+def test_long_memory_writes_what_the_compiler_sets_aside(tmp_path):
+    table = long_memory.main(["--times", "400", "--hidden", "8", "--steps", "1", "--output", str(tmp_path)])
+    results = json.loads(table.with_suffix(".json").read_text())["results"]
+    outer, inner, ours, plain = (result["temporaries"] for result in results)
+    assert outer < inner < ours <= plain
+    losses = np.array([result["losses"] for result in results])
+    np.testing.assert_allclose(losses, losses[:1].repeat(4, axis=0), rtol=1e-4)
+    assert "| 400 | Remat(Stack((LSTM, Dense))) |" in table.read_text()
