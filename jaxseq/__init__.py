@@ -3,7 +3,7 @@
 Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, LayerNormLSTM, GRU, GRUv1, MinimalGRU, Embed,
 OneHot, Dense, Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
-GatedAntisymmetricRNN, CoRNN, RecurrentHighway.
+GatedAntisymmetricRNN, CoRNN, RecurrentHighway, ClockworkRNN; Phased, around a cell.
 Over images: ConvLSTM, ConvGRU.
 Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
@@ -106,6 +106,8 @@ from .combinators.normalization import RMSNorm as RMSNorm
 from .combinators.normalization import SpectralBound as SpectralBound
 from .combinators.normalization import WeightNorm as WeightNorm
 from .combinators.normalization import WeightNormParams as WeightNormParams
+from .combinators.phased import Phased as Phased
+from .combinators.phased import PhasedParams as PhasedParams
 from .combinators.precision import Frozen as Frozen
 from .combinators.precision import MixedPrecision as MixedPrecision
 from .combinators.residual import Highway as Highway

@@ -179,6 +179,7 @@ ZOO: dict[str, Line] = {
     "weight_drop": Line(js.WeightDrop(js.Stack((js.Elman(2, 3), js.LSTM(3, 2))), 0.5), noisy=True),
     "zoneout": Line(js.Zoneout(js.LSTM(2, 3), (0.1, 0.5)), noisy=True),
     "zoneout_inside": Line(js.Zoneout(js.WeightDrop(js.RMSNorm(js.GRU(2, 3)), 0.5), 0.5), noisy=True),
+    "phased_lstm": Line(js.Phased(js.LSTM(2, 3), max_period=5)),
     "layer_norm": Line(js.LayerNorm(js.ProjectedLSTM(2, 4, 3))),
     "layer_norm_axis": Line(js.LayerNorm(js.LSTM(2, 3, gate_layout="axis"))),
     "rms_norm": Line(js.RMSNorm(js.Elman(2, 3))),

@@ -1,0 +1,113 @@
+"""The phased LSTM against its paper, and which cells it takes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseq as js
+
+INPUT, HIDDEN, TIME = 2, 5, 40
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def sigm(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def time_gate(t, tau, s, r_on, alpha):
+    """Equation 6 of the paper for one unit, by cases."""
+    phase = ((t - s) % tau) / tau
+    if phase < r_on / 2:
+        return 2 * phase / r_on
+    return 2 - 2 * phase / r_on if phase < r_on else alpha * phase
+
+
+def random_params(cell):
+    params = jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), jax.eval_shape(cell.init, jax.random.key(0)))
+    return params._replace(log_period=RNG.uniform(0, 2, HIDDEN), open_logit=RNG.uniform(-1, 1, HIDDEN))
+
+
+def test_equals_its_paper():
+    cell = js.Phased(js.LSTM(INPUT, HIDDEN), leak=0.1)
+    params = random_params(cell)
+    xs, times = RNG.normal(size=(TIME, INPUT)), RNG.uniform(0, 2, (TIME, 1)).cumsum(axis=0)
+    start = js.LSTMState(*RNG.normal(size=(2, HIDDEN)))
+    state, ys = cell.unroll(params, (xs, times), start)
+
+    h, c = start
+    weights = params.cell
+    opened = []
+    for t in range(TIME):
+        z = [
+            weights.input_kernel[:, g].T @ xs[t] + weights.recurrent_kernel[:, g].T @ h + weights.bias[g]
+            for g in range(4)
+        ]
+        rhythm = zip(np.exp(params.log_period), params.shift, sigm(params.open_logit), strict=True)
+        k = np.array([time_gate(times[t, 0], *unit, 0.1) for unit in rhythm])
+        c_new = sigm(z[1]) * c + sigm(z[0]) * np.tanh(z[2])
+        c_new, c_old = k * c_new + (1 - k) * c, c_new
+        h = k * (sigm(z[3]) * np.tanh(c_old)) + (1 - k) * h
+        c = c_new
+        opened.append(k)
+        np.testing.assert_allclose(ys[t], h, atol=1e-12)
+    np.testing.assert_allclose(state.cell, c, atol=1e-12)
+    opened = np.array(opened)
+    assert (opened < 0.1).any() and (opened > 0.5).any()  # all cases occurred
+
+
+def test_what_comes_while_a_unit_is_closed_and_does_not_leak_is_not_seen():
+    cell = js.Phased(js.GRU(INPUT, HIDDEN), leak=0)
+    params = random_params(cell)._replace(log_period=np.zeros(HIDDEN), shift=np.zeros(HIDDEN))
+    state = js.GRUState(RNG.normal(size=HIDDEN))
+    after, y = cell.step(params, state, (RNG.normal(size=INPUT), np.array([7.9])))  # φ = 0.9
+    np.testing.assert_array_equal(after.hidden, state.hidden)
+    np.testing.assert_array_equal(y, state.hidden)
+
+
+def test_gradients_are_finite_at_every_edge():
+    """At the start, the middle and the end of the open phase, and where the period begins again."""
+    cell = js.Phased(js.LSTM(INPUT, HIDDEN))
+    params = cell.init(jax.random.key(0))._replace(log_period=jnp.zeros(HIDDEN), shift=jnp.zeros(HIDDEN))
+    params = params._replace(open_logit=jnp.zeros(HIDDEN))  # r = 1/2
+    times = jnp.array([0.0, 0.25, 0.5, 1.0, 1e6, -3.0])[:, None]
+    gradients = jax.grad(lambda *given: cell.unroll(*given)[1].sum(), argnums=(0, 1))(
+        params, (jnp.zeros((6, 2)), times)
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_rhythms_start_in_their_ranges():
+    params = js.Phased(js.LSTM(2, 500), max_period=50).init(jax.random.key(0))
+    period = np.exp(params.log_period)
+    assert period.min() >= 1 and 45 < period.max() <= 50 and 6 < np.median(period) < 8.3  # median sqrt(50)
+    assert (params.shift >= 0).all() and (params.shift <= period).all()
+    np.testing.assert_allclose(jax.nn.sigmoid(params.open_logit), 0.05)
+
+
+@pytest.mark.parametrize(
+    "cell", [js.ProjectedLSTM(2, 4, 3), js.ClockworkRNN(2, 4), js.Dense(2, 3)], ids=lambda cell: type(cell).__name__
+)
+def test_a_state_of_other_arrays_is_refused(cell):
+    with pytest.raises(TypeError, match=rf"Phased needs a cell .* of one size, but that of {type(cell).__name__}"):
+        js.Phased(cell)
+
+
+def test_options_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="Phased needs a finite max_period > 1, got 1.0"):
+        js.Phased(js.LSTM(2, 3), max_period=1)
+    with pytest.raises(ValueError, match="Phased needs a leak from 0 to 1, got -0.1"):
+        js.Phased(js.LSTM(2, 3), leak=-0.1)
+
+
+def test_times_of_another_size_are_refused():
+    cell = js.Phased(js.LSTM(2, 3))
+    params = cell.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="got times with 2 features"):
+        cell.unroll(params, (jnp.ones((4, 2)), jnp.ones((4, 2))))
