@@ -5,6 +5,7 @@ OneHot, Dense, Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway, ClockworkRNN; Phased, around a cell.
 Over images: ConvLSTM, ConvGRU.
+Attention: TransformerBlock, rotary.
 Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
@@ -27,6 +28,10 @@ from . import pooling as pooling
 from . import samplers as samplers
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Both as Both
+from .cells.attention import TransformerBlock as TransformerBlock
+from .cells.attention import TransformerParams as TransformerParams
+from .cells.attention import TransformerState as TransformerState
+from .cells.attention import rotary as rotary
 from .cells.averages import MovingAverage as MovingAverage
 from .cells.averages import MovingAverageState as MovingAverageState
 from .cells.clockwork import ClockworkRNN as ClockworkRNN

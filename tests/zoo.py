@@ -156,6 +156,8 @@ ZOO: dict[str, Line] = {
     "rg_lru": Line(js.RGLRU(2)),
     "lru": Line(js.LRU(2, 3, r_min=0.4, r_max=0.9)),
     "s5": Line(js.S5(2, 4, min_step=0.1, max_step=1.0)),
+    "transformer": Line(js.TransformerBlock(4, 2, window=3, hidden_size=5)),
+    "transformer_wide": Line(js.Stack((js.Embed(4, 4), js.TransformerBlock(4, 1, window=8), js.Dense(4, 4)))),
     "one_hot": Line(js.OneHot(4)),
     "embed": Line(js.Embed(4, 3)),
     "dense": Line(js.Dense(2, 3)),

@@ -1,0 +1,314 @@
+"""Attention as a cell: a causal Transformer block with a rolling cache."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import initializers
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxseq.core import errors, masks
+from jaxseq.core.activations import Activation, activation
+from jaxseq.core.cell import Cell, Run
+
+_lecun = initializers.lecun_normal()
+_lecun_heads = initializers.lecun_normal(in_axis=0, out_axis=(2, 3), batch_axis=1)
+_lecun_joined = initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
+
+
+class TransformerParams(NamedTuple):
+    """The parameters of a Transformer block; `input_kernel` makes the queries, keys and values."""
+
+    attention_scale: Float[Array, "size"]
+    input_kernel: Float[Array, "input 3 head feature"]
+    output_kernel: Float[Array, "head feature output"]
+    mlp_scale: Float[Array, "size"]
+    up_kernel: Float[Array, "input hidden"]
+    down_kernel: Float[Array, "hidden output"]
+
+
+class TransformerState(NamedTuple):
+    """The last `window` keys and values, that of position p in place p modulo `window`, and the next position."""
+
+    keys: Float[Array, "*batch window head feature"]
+    values: Float[Array, "*batch window head feature"]
+    position: Int[Array, "*batch"]
+
+
+class TransformerBlock(Cell):
+    """A causal Transformer block: attention over the last `window` steps, this one included, and a two-layer network.
+
+        q, k, v = norm(x) W, each in `heads` parts;   q and k turned by their position (`rotary`)
+        a = x + softmax(q K / sqrt(size / heads)) V O
+        y = a + gelu(norm(a) U) D
+
+    norm(x) = s x / sqrt(mean(x²) + 10⁻⁶) (RMSNorm), before each part. The products have no biases. `hidden_size`, the
+    width of U, is 4 `size` by default. The state is a cache of `window` keys and values. `step` reads it; `unroll`
+    computes all steps at once, in blocks of `window` steps, in memory O(T window). Positions count the steps that
+    were read since the start or the last reset: masked steps have none, and a reset clears the cache.
+
+    A. Vaswani et al., Attention is all you need, NIPS 2017; the norms first as R. Xiong et al., On layer normalization
+    in the Transformer architecture, ICML 2020; RMSNorm: B. Zhang and R. Sennrich, NeurIPS 2019.
+
+    >>> import jaxseq as js
+    >>> block = TransformerBlock(size=8, heads=2, window=16)
+    >>> model = js.Stack((js.Embed(5, 8), block, block, js.Dense(8, 5)))
+    >>> state, logits = model.unroll(model.init(jax.random.key(0)), jnp.zeros((3, 40), int))
+    >>> logits.shape, state[1].keys.shape
+    ((3, 40, 5), (3, 16, 2, 4))
+    """
+
+    size: int
+    heads: int
+    window: int
+    hidden_size: int | None = None
+    _: dataclasses.KW_ONLY
+    activation: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("heads", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TransformerBlock needs {name} >= 1, got {getattr(self, name)}.")
+        if self.size % (2 * self.heads):
+            raise ValueError(
+                f"TransformerBlock turns the features of each head in pairs: size needs to be a multiple of "
+                f"2 * heads = {2 * self.heads}, got {self.size}."
+            )
+
+    @property
+    def input_size(self) -> int:
+        return self.size
+
+    @property
+    def output_size(self) -> int:
+        return self.size
+
+    def init(self, key: Array) -> TransformerParams:
+        errors.check_key(self, key)
+        keys = jax.random.split(key, 4)
+        features, hidden = self.size // self.heads, self.hidden_size or 4 * self.size
+        return TransformerParams(
+            attention_scale=jnp.ones(self.size),
+            input_kernel=_lecun_heads(keys[0], (self.size, 3, self.heads, features)),
+            output_kernel=_lecun_joined(keys[1], (self.heads, features, self.size)),
+            mlp_scale=jnp.ones(self.size),
+            up_kernel=_lecun(keys[2], (self.size, hidden)),
+            down_kernel=_lecun(keys[3], (hidden, self.size)),
+        )
+
+    def axes(self) -> Any:
+        return TransformerParams._make(
+            (
+                PartitionSpec("size"),
+                PartitionSpec("input", None, "head", "feature"),
+                PartitionSpec("head", "feature", "output"),
+                PartitionSpec("size"),
+                PartitionSpec("input", "hidden"),
+                PartitionSpec("hidden", "output"),
+            )
+        )
+
+    def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> TransformerState:
+        errors.check_params(self, params)
+        shape = (*batch_shape, self.window, self.heads, self.size // self.heads)
+        empty = jnp.zeros(shape, params.input_kernel.dtype)
+        return TransformerState(empty, empty, position=jnp.zeros(batch_shape, jnp.int32))
+
+    def step(self, params: Any, state: TransformerState, x: Float[Array, "*batch size"], key: Any = None) -> Any:
+        self._check(params, state, x, x.shape[:-1])
+        query, key_, value = self._heads(params, x, state.position)
+        places = lax.broadcasted_iota(jnp.int32, (*state.position.shape, self.window), state.position.ndim)
+        position = state.position[..., None]
+        new = places == position % self.window
+        keys = masks.select(new, key_[..., None, :, :], state.keys)
+        values = masks.select(new, value[..., None, :, :], state.values)
+        attended = attend(query[..., None, :, :], keys, values, (places <= position)[..., None, :])
+        return TransformerState(keys, values, state.position + 1), self._finish(params, x, attended[..., 0, :, :])
+
+    def _unroll(self, params: Any, xs: Array, state: TransformerState, run: Run) -> tuple[TransformerState, Array]:
+        self._check(params, state, xs, run.batch_shape)
+        if run.length == 0:
+            return state, xs
+        axis = len(run.batch_shape)
+        xs, keep, reset = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), (xs, run.keep, run.reset))
+        if run.reverse:
+            xs, keep, reset = jax.tree.map(lambda leaf: jnp.flip(leaf, axis), (xs, keep, reset))
+        ys, state = self._read(params, xs, state, _order(run, state.position, keep, reset))
+        if run.reverse:
+            ys = jnp.flip(ys, axis)
+        return state, jnp.moveaxis(ys, axis, 0)
+
+    def _read(self, params: Any, xs: Array, given: TransformerState, order: "_Order") -> tuple[Array, TransformerState]:
+        """All steps at once, `[*batch, time, size]`."""
+        axis, fresh = given.position.ndim, self.initial_state(params, given.position.shape)
+        packed = xs if order.index is None else _take(xs, order.index)
+        query, keys, values = self._heads(params, packed, order.position)
+
+        # the cache before these steps, its oldest entry first
+        read_any = order.read > 0  # the state of a row that reads nothing may be anything
+        places = lax.broadcasted_iota(jnp.int32, (*given.position.shape, self.window), axis)
+        start = given.position[..., None]
+        cached = (places >= self.window - start) & read_any[..., None]
+        cache = (_take(leaf, (places + start) % self.window) for leaf in (given.keys, given.values))
+        before = [masks.zero_unless(cached, leaf) for leaf in cache]
+        segments = jnp.concatenate([jnp.where(cached, 0, -1), order.segment], axis)
+        seen_keys, seen_values = (jnp.concatenate(pair, axis) for pair in zip(before, (keys, values), strict=True))
+        ys = self._finish(params, packed, _banded(query, seen_keys, seen_values, segments, self.window))
+
+        # in each place of the cache the last step that wrote there, counted back from the last one that was read
+        back = 1 + (order.last_position[..., None] - 1 - places) % self.window
+        written = back <= order.last_read[..., None]
+        index = jnp.clip(order.read[..., None] - back, 0, packed.shape[axis] - 1)
+        kept = masks.select(order.was_reset, fresh, given)
+        last_keys = masks.select(written, _take(keys, index), kept.keys)
+        last_values = masks.select(written, _take(values, index), kept.values)
+        if order.keep is not None:
+            ys = masks.zero_unless(order.keep, _take(ys, order.rank))
+        return ys, TransformerState(last_keys, last_values, order.last_position)
+
+    def _check(self, params: Any, state: Any, x: Array, batch_shape: tuple[int, ...]) -> None:
+        errors.check_params(self, params)
+        errors.check_features(self, x, self.size)
+        errors.check_dtype(self, x, params.input_kernel.dtype)
+        errors.check_state(self, state, jax.eval_shape(lambda p: self.initial_state(p, batch_shape), params))
+
+    def _heads(self, params: Any, x: Array, position: Array) -> tuple[Array, Array, Array]:
+        """The query, key and value of each step, `[..., head, feature]`."""
+        projected = jnp.tensordot(_norm(x, params.attention_scale), params.input_kernel, 1)
+        query, key, value = (projected[..., part, :, :] for part in range(3))
+        return rotary(query, position), rotary(key, position), value
+
+    def _finish(self, params: Any, x: Array, attended: Array) -> Array:
+        x = x + jnp.tensordot(attended, params.output_kernel, 2)
+        hidden = activation(self.activation)(_norm(x, params.mlp_scale) @ params.up_kernel)
+        return x + hidden @ params.down_kernel
+
+
+def rotary(
+    x: Float[Array, "*batch head feature"], position: Int[Array, "*batch"], base: float = 10_000.0
+) -> Float[Array, "*batch head feature"]:
+    """Turns the features of queries or keys by their position, so that products of two tell their distance alone.
+
+    Features i and i + n/2, of n, are the parts of a complex number that is turned by position * base^(-2i/n).
+
+    J. Su et al., RoFormer: enhanced Transformer with rotary position embedding, arXiv:2104.09864, 2021.
+
+    >>> rotary(jnp.array([[1.0, 0.0]]), jnp.array(0)).tolist()
+    [[1.0, 0.0]]
+    """
+    half = x.shape[-1] // 2
+    dtype = _wide(x.dtype)  # angles grow with the position
+    rates = jnp.power(jnp.asarray(base, dtype), -jnp.arange(half, dtype=dtype) / half)
+    angles = position[..., None, None].astype(dtype) * jnp.expand_dims(rates, tuple(range(position.ndim + 1)))
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    real, imaginary = jnp.split(x.astype(dtype), 2, axis=-1)
+    turned = [real * cosine - imaginary * sine, real * sine + imaginary * cosine]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "*batch query head feature"],
+    keys: Float[Array, "*batch memory head feature"],
+    values: Float[Array, "*batch memory head feature"],
+    mask: Bool[Array, "*batch query memory"],
+) -> Float[Array, "*batch query head feature"]:
+    """softmax(q K / sqrt(features)) V over what `mask` shows; at least one entry for each query.
+
+    `jax.nn.dot_product_attention` would take the softmax of float64 in float32.
+    """
+    dtype = _wide(query.dtype)
+    logits = jnp.einsum("...qhf,...khf->...hqk", query, keys, preferred_element_type=dtype)
+    logits = logits / math.sqrt(query.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask[..., None, :, :], logits, jnp.finfo(dtype).min), axis=-1)
+    return jnp.einsum("...hqk,...khf->...qhf", weights.astype(values.dtype), values)
+
+
+def _wide(dtype: Any) -> Any:
+    """The dtype of sums and angles: float32 or wider."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def _norm(x: Array, scale: Array) -> Array:
+    """RMSNorm."""
+    wide = x.astype(_wide(x.dtype))
+    normal = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-6)
+    return normal.astype(x.dtype) * jnp.broadcast_to(scale, x.shape)
+
+
+class _Order(NamedTuple):
+    """The steps that are read, in each row the one after the other, and what was read at the end."""
+
+    index: Int[Array, "*batch time"] | None  # where each comes from; None if all are read
+    rank: Int[Array, "*batch time"]  # how many are read before each step of the inputs
+    keep: Bool[Array, "*batch time"] | None
+    position: Int[Array, "*batch time"]
+    segment: Int[Array, "*batch time"]
+    read: Int[Array, "*batch"]
+    last_read: Int[Array, "*batch"]  # since the last reset
+    last_position: Int[Array, "*batch"]
+    was_reset: Bool[Array, "*batch"]
+
+
+def _order(run: Run, start: Array, keep: Array | None, reset: Array | None) -> _Order:
+    """The order of the steps that begin at position `start`."""
+    index, read = None, jnp.full(run.batch_shape, run.length, jnp.int32)
+    rank = lax.broadcasted_iota(jnp.int32, (*run.batch_shape, run.length), len(run.batch_shape))
+    if keep is not None:
+        index = jnp.argsort(~keep, axis=-1, stable=True)
+        read = keep.sum(axis=-1, dtype=jnp.int32)
+        rank = jnp.cumsum(keep, axis=-1, dtype=jnp.int32) - keep.astype(jnp.int32)
+    segment, begin = jnp.zeros_like(rank), jnp.zeros_like(rank)
+    if reset is not None:
+        segment = jnp.cumsum(reset, axis=-1, dtype=jnp.int32)
+        begin = lax.cummax(jnp.where(reset, rank, 0), axis=rank.ndim - 1)
+    position = rank - begin + jnp.where(segment == 0, start[..., None], 0)
+    last_read, was_reset = read - begin[..., -1], segment[..., -1] > 0
+    last_position = last_read + jnp.where(was_reset, 0, start)
+    if index is not None:
+        position, segment = _take(position, index), _take(segment, index)
+    return _Order(index, rank, keep, position, segment, read, last_read, last_position, was_reset)
+
+
+def _take(values: Array, index: Int[Array, "*batch entry"]) -> Array:
+    """The entries `[*batch, entry, ...]` of `values` at each row's own index."""
+    trailing = tuple(range(index.ndim, values.ndim))
+    return jnp.take_along_axis(values, jnp.expand_dims(index, trailing), axis=index.ndim - 1)
+
+
+def _banded(query: Array, keys: Array, values: Array, segments: Array, window: int) -> Array:
+    """Attention of each step to the last `window` of its segment, where `keys` begin `window` entries before `query`.
+
+    It goes by chunks of as many steps, each of which sees itself and the one before.
+    """
+    axis, time = query.ndim - 3, query.shape[query.ndim - 3]
+    chunk = min(time, window)
+    count = -(-time // chunk)
+
+    def padded(leaf, value=0):
+        widths = [(0, count * chunk - time if a == axis else 0) for a in range(leaf.ndim)]
+        return jnp.pad(leaf, widths, constant_values=value)
+
+    def chunks(leaf, count, size):
+        return leaf.reshape(*leaf.shape[:axis], count, size, *leaf.shape[axis + 1 :])
+
+    def seen(leaf):
+        if count == 1:
+            return jnp.expand_dims(leaf, axis)
+        parts = chunks(leaf, count + 1, window)
+        ends = (lax.slice_in_dim(parts, 0, count, axis=axis), lax.slice_in_dim(parts, 1, count + 1, axis=axis))
+        return jnp.concatenate(ends, axis + 1)
+
+    segments = padded(segments, -2)
+    own = chunks(lax.slice_in_dim(segments, window, None, axis=axis), count, chunk)
+    i, j = (lax.broadcasted_iota(jnp.int32, (chunk, window + chunk), dimension) for dimension in range(2))
+    mask = (own[..., None] == seen(segments)[..., None, :]) & jnp.expand_dims(
+        (i < j) & (j <= i + window), range(axis + 1)
+    )
+    attended = attend(chunks(padded(query), count, chunk), seen(padded(keys)), seen(padded(values)), mask)
+    attended = attended.reshape(*query.shape[:axis], count * chunk, *query.shape[axis + 1 :])
+    return lax.slice_in_dim(attended, 0, time, axis=axis)
