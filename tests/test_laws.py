@@ -188,6 +188,16 @@ def test_concatenation(name):
 
 
 @pytest.mark.parametrize("name", CELLS)
+def test_outputs_do_not_depend_on_the_future(name):
+    """d y_t / d x_(t + 1) = 0: other inputs from step 3 on change no output before it."""
+    p = program(name)
+    others = zoo.inputs(p.layer, jax.random.key(9), (ROWS, TIME))
+    later = jnp.arange(TIME) >= 3
+    xs = jax.tree.map(lambda a, b: jnp.where(later.reshape(-1, *[1] * (a.ndim - 2)), a, b), others, p.xs)
+    assert_same(at(p(xs=xs)["ys"], np.s_[:, :3]), at(p()["ys"], np.s_[:, :3]))
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_reset_is_a_fresh_start(name):
     """After a reset nothing depends on what came before: neither the state that was passed in, nor earlier inputs."""
     p = program(name)

@@ -155,6 +155,16 @@ def test_products_of_jacobians(seed):
     np.testing.assert_allclose(largest, radius**steps, rtol=1e-3)  # an orthogonal matrix times 1.1 is normal
 
 
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_a_delay_of_d_steps_slows_decay_to_the_d_th_root(steps):
+    """What fades by r a step fades by r^(T / d) over T steps of connections that skip d (section 10.9.1)."""
+    cell = js.Delay(js.Elman(1, 1, activation="identity"), steps)
+    params = js.GatedParams(jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), 0.8), jnp.zeros((1, 1)))
+    time = 30
+    gradient = jax.grad(lambda xs: cell.unroll(params, xs)[1][-1, 0])(jnp.zeros((time + 1, 1)))
+    np.testing.assert_allclose(gradient[0, 0], 0.8 ** (time / steps), rtol=1e-5)
+
+
 # Long short-term memory: section 10.10.1
 
 
