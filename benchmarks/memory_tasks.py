@@ -76,27 +76,27 @@ def main() -> None:
     text = [
         "# Tasks that need a long memory",
         tasks.where(),
-        f"{HIDDEN} units; Adam (0.002, batch 32, for digits 64), the norm of the gradient clipped at 1, {options.steps} steps. "
+        f"{HIDDEN} units; {options.steps} steps of Adam (0.002, batch 32, for digits 64), the gradient's norm clipped at 1. "
         "Errors are of new examples.",
     ]
     for length in (100, 600):
         task = tasks.adding(length)
         text += [
-            f"## Adding two of {length} numbers\n\nMean squared error; always saying 1 gives 0.167. Published for 600, with "
-            "70 thousand parameters and a longer training: LSTM 0.164, GRU 5.3e-5, tanh RNN 0.177 (Bai et al. 2018).",
+            f"## Adding two of {length} numbers\n\nMean squared error; always saying 1 gives 0.167. Published for 600, "
+            "with 70 thousand parameters and a longer training: LSTM 0.164, GRU 5.3e-5, tanh RNN 0.177 (Bai et al. 2018).",
             "\n".join(table(f"adding, {length}", task, length, options.steps, options.seeds, options.only)),
         ]
     task = tasks.copying(50)
     text += [
         f"## Copying ten symbols after 50 steps\n\nCross-entropy in nats a step; {task.trivial:.3f} without a memory. "
-        "Published for 1000 steps, where none solved it: LSTM 0.0204, GRU 0.0197, tanh RNN 0.0202, without a memory 0.0204 "
-        "(Bai et al. 2018).",
+        "Published for 1000 steps, where none solved it: LSTM 0.0204, GRU 0.0197, tanh RNN 0.0202, without a memory "
+        "0.0204 (Bai et al. 2018).",
         "\n".join(table("copying, 50", task, 70, options.steps, options.seeds, options.only)),
     ]
     if options.mnist:
         text += [
-            "## Digits, one pixel a step\n\nMNIST averaged to 14 x 14, one seed. Published for 28 x 28, trained to the end: "
-            "tanh RNN 0.35, IRNN 0.97, LSTM 0.989 (Le et al. 2015, Cooijmans et al. 2017).",
+            "## Digits, one pixel a step\n\nMNIST averaged to 14 x 14, one seed. Published for 28 x 28, trained to the "
+            "end: tanh RNN 0.35, IRNN 0.97, LSTM 0.989 (Le et al. 2015, Cooijmans et al. 2017).",
             "\n".join(digits(options.mnist, options.steps, options.only)),
         ]
     options.output.write_text("\n\n".join(text) + "\n")

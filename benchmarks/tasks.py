@@ -51,7 +51,7 @@ def adding(length: int) -> Task:
 
 
 def copying(delay: int) -> Task:
-    """Ten symbols of eight, then `delay` blanks, then the ten again; without a memory 10 ln 8 / (delay + 20) nats a step.
+    """Ten symbols of eight, then `delay` blanks, then the ten again: 10 ln 8 / (delay + 20) nats without a memory.
 
     Hochreiter and Schmidhuber 1997, as in Arjovsky et al. 2016 and Bai et al. 2018.
     """
@@ -69,7 +69,7 @@ def copying(delay: int) -> Task:
 
 
 def digits(folder: pathlib.Path, part: str = "train") -> Task:
-    """Handwritten digits pixel by pixel, 14 x 14 after averaging 2 x 2, in the order of the rows: 196 steps, 10 classes.
+    """Handwritten digits pixel by pixel, 14 x 14 after averaging 2 x 2, in the order of the rows: 196 steps.
 
     `folder` holds the files of MNIST, such as train-images-idx3-ubyte.gz; `part` is "train" or "t10k".
     """
@@ -93,7 +93,7 @@ def digits(folder: pathlib.Path, part: str = "train") -> Task:
 
 
 def agreement(distance: int) -> Task:
-    """Singular or plural (the cat ... was, the cats ... were) after `distance` words that have a number of their own."""
+    """Singular or plural (the cat ... was, the cats ... were) after `distance` other words."""
 
     def draw(key: jax.Array, rows: int) -> Batch:
         subject_key, word_key = jax.random.split(key)

@@ -8,8 +8,6 @@ import pathlib
 import statistics
 from collections.abc import Callable
 
-import jax
-
 import jaxseq as js
 from benchmarks import tasks
 from benchmarks.tasks import size, where
@@ -78,11 +76,12 @@ def main() -> None:
         "# Claims of the textbooks, reported",
         where(),
         "## Agreement: was or were, 30 words after the subject",
-        f"{options.steps} steps of Adam (0.002, batch 32, norm clipped at 1); learned: cross-entropy below 0.1 (chance 0.69).",
+        f"{options.steps} steps of Adam (0.002, batch 32, norm clipped at 1); learned is a cross-entropy below 0.1 (chance: "
+        "0.69).",
         "\n".join(agreement(options.steps, options.seeds)),
         "## Depth at equal parameters",
-        f"The adding problem over 50 steps, {options.steps} steps of training, median of {options.seeds} seeds; always saying "
-        "1 gives 0.167.",
+        f"The adding problem over 50 steps, {options.steps} steps of training, median of {options.seeds} seeds; always "
+        "saying 1 gives 0.167.",
         "\n".join(depth(options.steps, options.seeds)),
     ]
     options.output.write_text("\n\n".join(text) + "\n")
