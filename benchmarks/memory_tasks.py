@@ -76,14 +76,14 @@ def main() -> None:
     text = [
         "# Tasks that need a long memory",
         tasks.where(),
-        f"{HIDDEN} units; {options.steps} steps of Adam (0.002, batch 32, for digits 64), the gradient's norm clipped at 1. "
+        f"{HIDDEN} units; {options.steps} steps of Adam (0.002, batch 32, for digits 64), its norm clipped at 1. "
         "Errors are of new examples.",
     ]
     for length in (100, 600):
         task = tasks.adding(length)
         text += [
             f"## Adding two of {length} numbers\n\nMean squared error; always saying 1 gives 0.167. Published for 600, "
-            "with 70 thousand parameters and a longer training: LSTM 0.164, GRU 5.3e-5, tanh RNN 0.177 (Bai et al. 2018).",
+            "with 70 thousand parameters, trained longer: LSTM 0.164, GRU 5.3e-5, tanh RNN 0.177 (Bai et al. 2018).",
             "\n".join(table(f"adding, {length}", task, length, options.steps, options.seeds, options.only)),
         ]
     task = tasks.copying(50)

@@ -76,8 +76,8 @@ def main() -> None:
         "# Claims of the textbooks, reported",
         where(),
         "## Agreement: was or were, 30 words after the subject",
-        f"{options.steps} steps of Adam (0.002, batch 32, norm clipped at 1); learned is a cross-entropy below 0.1 (chance: "
-        "0.69).",
+        f"{options.steps} steps of Adam (0.002, batch 32, norm clipped at 1); learned is a cross-entropy below 0.1 "
+        "(chance: 0.69).",
         "\n".join(agreement(options.steps, options.seeds)),
         "## Depth at equal parameters",
         f"The adding problem over 50 steps, {options.steps} steps of training, median of {options.seeds} seeds; always "
