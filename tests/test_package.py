@@ -122,6 +122,16 @@ def test_readme_examples_run():
 
 
 @pytest.mark.slow
+def test_gradients_page_runs():
+    names = run_examples("docs/gradients.md")
+    kept = names["kept"]
+    assert sorted(kept, key=kept.get)[:2] == ["Elman, uniform", "LSTM, forget bias 0"]
+    assert sorted(kept, key=kept.get)[-1] == "Elman, ReLU, identity"
+    assert names["info"].converged and names["omega"].shape == () and len(names["points"].speed) >= 1
+    assert names["value"] < 0.2
+
+
+@pytest.mark.slow
 def test_the_five_shapes_run():
     names = run_examples("docs/shapes.md")
     assert names["captions"].tokens.shape == (4, 10)

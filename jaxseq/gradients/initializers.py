@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array
 
-from jaxseq.cells.gated import Recurrent
+from jaxseq.cells.convolutional import ConvGRU
 from jaxseq.cells.gru import GRUBase
+from jaxseq.cells.linear import MinGRU
 from jaxseq.core.cell import Params, SequenceLayer
 from jaxseq.gradients.kernels import map_kernels
 
@@ -44,7 +45,7 @@ def orthogonal(
     >>> bool(jnp.allclose(kernel @ kernel.T, jnp.eye(3), atol=1e-6))
     True
     """
-    return _draw(layer, params, key, role, lambda shape: initializers.orthogonal(scale))
+    return _draw(layer, params, key, role, initializers.orthogonal(scale))
 
 
 def glorot(layer: SequenceLayer, params: Params, key: Array, *, role: Role = "input") -> Params:
@@ -52,7 +53,7 @@ def glorot(layer: SequenceLayer, params: Params, key: Array, *, role: Role = "in
 
     X. Glorot and Y. Bengio, Understanding the difficulty of training deep feedforward neural networks, AISTATS 2010.
     """
-    return _draw(layer, params, key, role, lambda shape: initializers.glorot_uniform())
+    return _draw(layer, params, key, role, initializers.glorot_uniform(in_axis=0))
 
 
 def uniform(
@@ -67,9 +68,9 @@ def uniform(
     True
     """
 
-    def initializer(shape):
+    def initializer(key, shape, dtype):
         width = 1 / math.sqrt(shape[-1]) if scale is None else scale
-        return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -width, width)
+        return jax.random.uniform(key, shape, dtype, -width, width)
 
     return _draw(layer, params, key, role, initializer)
 
@@ -89,13 +90,13 @@ def identity(layer: SequenceLayer, params: Params, *, scale: float = 1.0) -> Par
     """
 
     def fill(_, kernel):
-        if kernel.shape[0] != kernel.shape[-1]:
+        _, *features, units = kernel.shape
+        if features != [units]:
             raise ValueError(
-                f"identity needs square recurrent kernels, but one of {layer} maps {kernel.shape[0]} features to "
-                f"{kernel.shape[-1]}: orthogonal serves it."
+                f"identity needs square recurrent kernels, but one of {layer} maps {' x '.join(map(str, features))} "
+                f"features to {units}: orthogonal serves it."
             )
-        eye = scale * jnp.eye(len(kernel), dtype=kernel.dtype)
-        return jnp.broadcast_to(jnp.expand_dims(eye, tuple(range(1, kernel.ndim - 1))), kernel.shape)
+        return jnp.broadcast_to(scale * jnp.eye(units, dtype=kernel.dtype), kernel.shape)
 
     return map_kernels(layer, params, "recurrent", fill)
 
@@ -141,11 +142,9 @@ def _draw(layer: SequenceLayer, params: Params, key: Array, role: str, initializ
     """New kernels of a role, each gate `[features, units]` for itself."""
 
     def fill(index, kernel):
-        features, *gates, units = kernel.shape
         dtype = jnp.promote_types(kernel.dtype, jnp.float32)  # no QR decomposition in less
-        keys = jax.random.split(jax.random.fold_in(key, index), math.prod(gates))
-        drawn = jax.vmap(lambda key: initializer(kernel.shape)(key, (features, units), dtype), out_axes=1)(keys)
-        return drawn.reshape(kernel.shape).astype(kernel.dtype)
+        keys = jax.random.split(jax.random.fold_in(key, index), len(kernel))
+        return jax.vmap(lambda key: initializer(key, kernel.shape[1:], dtype))(keys).astype(kernel.dtype)
 
     return map_kernels(layer, params, role, fill)
 
@@ -155,8 +154,9 @@ def _set_biases(layer: SequenceLayer, params: Params, name: str, biases: Callabl
     reached = []
 
     def replace(inner: SequenceLayer, params: Any) -> Any:
-        gates = inner.gates if isinstance(inner, Recurrent) else ()
-        keep = "f" if "f" in gates else "z" if isinstance(inner, GRUBase) and "z" in gates else None
+        gates = getattr(inner, "gates", ())
+        keeps = "z" if isinstance(inner, (GRUBase, ConvGRU, MinGRU)) else "f"
+        keep = next((gate for gate in ("f", keeps) if gate in gates), None)
         if keep is None:
             return params
         values = biases(len(reached), params.bias[gates.index(keep)])

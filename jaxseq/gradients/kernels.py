@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxseq.core import errors
@@ -27,6 +28,8 @@ def map_kernels(
 ) -> Params:
     """The params with `function(index, kernel)` of each kernel whose first axis is the role, "input" or "recurrent".
 
+    The function sees gates as the first axis `[gates, features, ..., units]`, also where a kernel has no such axis.
+
     Raises:
         ValueError: if the role is another, or the params are not those of the layer.
         TypeError: if the layer has no such kernel.
@@ -41,8 +44,17 @@ def map_kernels(
             f'there, as PartitionSpec("{role}", "hidden").'
         )
     leaves, tree = jax.tree.flatten(params)
-    pairs = enumerate(zip(leaves, chosen, strict=True))
-    return jax.tree.unflatten(tree, [function(i, leaf) if is_chosen else leaf for i, (leaf, is_chosen) in pairs])
+
+    def replace(index, kernel):
+        if "gate" not in names[index]:
+            return function(index, kernel[None])[0]
+        gate = names[index].index("gate")
+        return jnp.moveaxis(function(index, jnp.moveaxis(kernel, gate, 0)), 0, gate)
+
+    new = [
+        replace(i, leaf) if is_chosen else leaf for i, (leaf, is_chosen) in enumerate(zip(leaves, chosen, strict=True))
+    ]
+    return jax.tree.unflatten(tree, new)
 
 
 def kernel_mask(layer: SequenceLayer, params: Params) -> Any:

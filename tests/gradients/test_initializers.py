@@ -57,6 +57,27 @@ def test_bounds(function):
     assert 2.9 < np.abs(wide).max() <= 3
 
 
+def test_convolutions_count_their_places_as_features():
+    cell = js.ConvLSTM((6, 2), 4, kernel_size=3)
+    params, key = params_of(cell), jax.random.key(1)
+    kernel = np.asarray(js.initializers.orthogonal(cell, params, key).recurrent_kernel)
+    for gate in range(4):
+        columns = kernel[:, :, gate].reshape(12, 4)
+        np.testing.assert_allclose(columns.T @ columns, np.eye(4), atol=1e-5)
+    assert np.abs(js.initializers.glorot(cell, params, key).input_kernel).max() <= np.sqrt(6 / (3 * 2 + 3 * 4))
+    changed(params, js.initializers.chrono(cell, params, key, max_time=9))
+    with pytest.raises(ValueError, match="maps 4 x 3 features to 4"):
+        js.initializers.identity(cell, params)
+
+
+def test_gates_are_known_by_what_they_do():
+    for cell in (js.MinGRU(2, 3), js.JANET(2, 3), js.ConvGRU((6, 2), 4), js.MinLSTM(2, 3)):
+        params = js.initializers.forget_bias(cell, params_of(cell), 7.0)
+        assert (params.bias[cell.gates.index("z" if "z" in cell.gates else "f")] == 7).all()
+    with pytest.raises(TypeError, match="has none"):  # its z is a speed
+        js.initializers.forget_bias(js.GatedAntisymmetricRNN(2, 3), params_of(js.GatedAntisymmetricRNN(2, 3)))
+
+
 def test_layers_of_one_shape_differ():
     cell = js.Stack((js.LSTM(4, 4), js.LSTM(4, 4)))
     for function in (js.initializers.orthogonal, lambda *args: js.initializers.chrono(*args, max_time=9)):
