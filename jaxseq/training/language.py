@@ -39,8 +39,8 @@ class TrainStep:
     `jax.random.fold_in(key, n)`. The metrics are the mean cross-entropy of the window's targets, in nats as `loss` and
     in bits as `bits_per_<unit>`.
 
-    Clipping is part of the optimizer: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))` keeps the direction of a
-    gradient that has exploded and bounds its norm, `optax.clip(0.1)` in its place bounds each value by itself.
+    Clipping is part of the optimizer: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))` bounds the norm
+    of a gradient and keeps its direction, `optax.clip(0.1)` in its place bounds each value by itself.
 
     Equal steps compile once; optax optimizers are equal if they are the same object.
     """
