@@ -20,14 +20,14 @@ class LeakyParams(NamedTuple):
 
 
 class Leaky(Extended):
-    """A cell of leaky units, whose state moves only a part of the way at each step.
+    """A cell of leaky units, which move only a part of the way at each step.
 
-        s' = (1 - a) s + a f(s, x)    for each floating array s of the state, f being the cell
+        h' = (1 - a) h + a f(h, x),   y = h'
 
-    `rate`, a in (0, 1], is a number, or a tuple of one for each unit; 1 / a is the number of steps over which a unit
-    averages, and with a cell that just takes in its input this is the running average. If `learned` the rates are the
-    sigmoid of parameters and start as given. The output has to be a part of the state, as the hidden state of a gated
-    cell is, and is leaky with it.
+    f is the cell, and h what it gives: the output has to be a part of the state, as it is in `Elman`, `LSTM` and
+    `GRU`; the rest of the state is that of the cell. `rate`, a in (0, 1], is a number, or a tuple of one for each unit;
+    1 / a is the number of steps over which a unit averages, and with a cell that just takes in its input this is the
+    running average. If `learned` the rates are the sigmoid of parameters and start as given.
 
     M. C. Mozer, Induction of multiscale temporal structure, NeurIPS 1991; H. Jaeger et al., Optimization and
     applications of echo state networks with leaky-integrator neurons, Neural Networks 20, 2007.
@@ -61,17 +61,20 @@ class Leaky(Extended):
 
     def step(self, params: LeakyParams, state: Any, x: Any, key: Array | None = None) -> tuple[Any, Any]:
         moved, y = self.cell.step(params.cell, state, x, key)
-        if not {id(leaf) for leaf in jax.tree.leaves(y)} <= {id(leaf) for leaf in jax.tree.leaves(moved)}:
+        hidden = {id(leaf) for leaf in jax.tree.leaves(y)}
+        if not hidden <= {id(leaf) for leaf in jax.tree.leaves(moved)}:
             raise TypeError(f"Leaky needs a cell whose output is a part of its state, but that of {self.cell} is not.")
-        leaky = jax.tree.map(lambda before, after: self._leak(params, before, after), state, moved)
+
+        def leak(before, after):
+            return self._mix(params, before, after) if id(after) in hidden else after
+
+        leaky = jax.tree.map(leak, state, moved)
         return leaky, follow(y, moved, leaky)
 
-    def _leak(self, params: LeakyParams, before: Array, after: Array) -> Array:
-        if not jnp.issubdtype(after.dtype, jnp.floating):
-            return after
+    def _mix(self, params: LeakyParams, before: Array, after: Array) -> Array:
         rate = self._rates() if params.rate_logits is None else jax.nn.sigmoid(params.rate_logits)
         if rate.shape != after.shape[after.ndim - rate.ndim :]:
-            raise ValueError(f"{self} has {rate.size} rates, but the state of its cell is {errors.shape_of(after)}.")
+            raise ValueError(f"{self} has {rate.size} rates, but the output of its cell is {errors.shape_of(after)}.")
         rate = jnp.broadcast_to(rate, after.shape).astype(after.dtype)
         return (1 - rate) * before + rate * after
 

@@ -63,6 +63,18 @@ def test_a_rate_of_1_is_the_cell_itself():
     np.testing.assert_allclose(leaky.unroll(js.LeakyParams(params, None), XS)[1], cell.unroll(params, XS)[1])
 
 
+def test_only_what_a_cell_shows_leaks():
+    """An LSTM's hidden units; its memory is what its gates make of it."""
+    cell = js.LSTM(2, 3)
+    params = cell.init(jax.random.key(0))
+    state = js.LSTMState(jnp.ones((BATCH, 3)), jnp.ones((BATCH, 3)))
+    inner, y = cell.step(params, state, XS[:, 0])
+    leaky, shown = js.Leaky(cell, 0.25).step(js.LeakyParams(params, None), state, XS[:, 0])
+    np.testing.assert_allclose(leaky.hidden, 0.75 + 0.25 * y, rtol=1e-12)
+    np.testing.assert_array_equal(leaky.cell, inner.cell)
+    np.testing.assert_array_equal(shown, leaky.hidden)
+
+
 def test_rates_are_learned():
     cell = js.Leaky(js.Elman(2, 3), (0.9, 0.5, 0.1), learned=True)
     params = cell.init(jax.random.key(0))
@@ -77,7 +89,7 @@ def test_leaky_errors():
         js.Leaky(js.Elman(2, 3), "slow")  # type: ignore
     with pytest.raises(ValueError, match="cannot learn a rate that starts at 1"):
         js.Leaky(js.Elman(2, 3), (1, 0.5), learned=True)
-    with pytest.raises(ValueError, match=r"has 2 rates, but the state of its cell is float64\[2,3\]"):
+    with pytest.raises(ValueError, match=r"has 2 rates, but the output of its cell is float64\[2,3\]"):
         cell = js.Leaky(js.Elman(2, 3), (0.1, 0.5))
         cell.unroll(cell.init(jax.random.key(0)), XS)
     with pytest.raises(TypeError, match="output is a part of its state"):
