@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import clockwork, contenders, long_memory, timing, unroll
+from benchmarks import clockwork, contenders, long_memory, moving_average, timing, unroll
 
 SHAPE = contenders.Shape(time=5, batch=2, input=3, hidden=4)
 
@@ -89,6 +89,11 @@ def test_a_goal_everywhere_looks_at_the_slowest_case():
 def test_clockwork_writes_a_table(tmp_path):
     table = clockwork.main([(3, 1, 8)], tmp_path).read_text()
     assert "| time 3, batch 1, hidden 8, forward |" in table and "| time 3, batch 1, hidden 8, train |" in table
+
+
+def test_moving_average_writes_a_table(tmp_path):
+    table = moving_average.main([(5, 2, 3, 2)], tmp_path).read_text()
+    assert "| time 5, batch 2, features 3, window 2, forward |" in table
 
 
 @pytest.mark.slow
