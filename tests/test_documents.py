@@ -55,7 +55,7 @@ def test_a_row_of_the_table(call, parameters, multiplications, parallel):
     assert products(jax.make_jaxpr(cell.step)(params, state, x).jaxpr) == eval(multiplications, sizes)
     xs = jax.tree.map(lambda leaf: jax.numpy.stack([leaf] * 7), x)
     found = loops(jax.make_jaxpr(lambda params: cell.unroll(params, xs))(params).jaxpr)
-    assert bool(found) == (parallel != "yes")
+    assert bool(found) != parallel.startswith("yes")
     if parallel == "`linear_scan`":
         assert not any(map(products, found))
 
