@@ -11,7 +11,8 @@ Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
 Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned, ClockworkRNN, Leaky, MovingAverage,
 Delay, TimeSkip, DelayedElman, Hierarchical.
-Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, and linear_scan.
+Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, GatedLinearAttention, GatedDeltaNet, and
+linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Gradients through time: Truncated, newton_unroll; the modules diagnostics, initializers, online, regularizers.
@@ -72,6 +73,11 @@ from .cells.linear import LinearState as LinearState
 from .cells.linear import MinGRU as MinGRU
 from .cells.linear import MinLSTM as MinLSTM
 from .cells.linear import RGLRUParams as RGLRUParams
+from .cells.linear_attention import GatedDeltaNet as GatedDeltaNet
+from .cells.linear_attention import GatedDeltaNetParams as GatedDeltaNetParams
+from .cells.linear_attention import GatedLinearAttention as GatedLinearAttention
+from .cells.linear_attention import GatedLinearAttentionParams as GatedLinearAttentionParams
+from .cells.linear_attention import LinearAttentionState as LinearAttentionState
 from .cells.lstm import LSTM as LSTM
 from .cells.lstm import CoupledLSTM as CoupledLSTM
 from .cells.lstm import LSTMState as LSTMState

@@ -158,6 +158,8 @@ ZOO: dict[str, Line] = {
     "s5": Line(js.S5(2, 4, min_step=0.1, max_step=1.0)),
     "transformer": Line(js.TransformerBlock(4, 2, window=3, hidden_size=5)),
     "transformer_wide": Line(js.Stack((js.Embed(4, 4), js.TransformerBlock(4, 1, window=8), js.Dense(4, 4)))),
+    "gated_linear_attention": Line(js.GatedLinearAttention(2, 2, 3, heads=2, rank=2, temperature=2.0, chunk_size=4)),
+    "gated_delta_net": Line(js.GatedDeltaNet(2, 2, 3, heads=2, chunk_size=4)),
     "one_hot": Line(js.OneHot(4)),
     "embed": Line(js.Embed(4, 3)),
     "dense": Line(js.Dense(2, 3)),

@@ -1,0 +1,97 @@
+"""Memories that outer products write and the input lets decay, by chunks of steps instead of step by step."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxseq.core.unroll import scan_from_fresh
+
+
+class Terms(NamedTuple):
+    """What a step does to the memory of each head, and how it reads it: arrays `[*leading, head, ...]`."""
+
+    query: Float[Array, "*leading key"]
+    key: Float[Array, "*leading key"]
+    value: Float[Array, "*leading value"]
+    log_decay: Float[Array, "*leading key_or_1"]
+    strength: Float[Array, "*leading 1"] | None  # of the delta rule: how much of what the key read is replaced
+
+
+def chunkwise(terms: Terms, memory: Array, reset: Array | None, size: int) -> tuple[Array, Array]:
+    """The last memory and the readings of all steps, `[time, *batch, head, value]`, by chunks of `size` steps.
+
+    Within a chunk u solves a triangular system whose right side is linear in the memory S at its start, u = u₀ - W S;
+    all of this but S is computed for all chunks at once, and the loop over chunks has a few products.
+    """
+    length = terms.query.shape[0]
+    count = -(-length // size)
+
+    def chunks(array):
+        array = jnp.pad(array, [(0, count * size - length)] + [(0, 0)] * (array.ndim - 1))
+        return array.reshape(count, size, *array.shape[1:])
+
+    query, key, value, log_decay, strength = jax.tree.map(lambda array: jnp.moveaxis(chunks(array), 1, -2), terms)
+    visible = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (*query.shape[:-1], size))
+    since_start = since_end = jnp.ones((*query.shape[:-1], 1), bool)  # in one segment with the chunk's start, or end
+    if reset is not None:
+        segment = jnp.moveaxis(jnp.cumsum(chunks(reset), axis=1), 1, -1)[..., None, :, None]
+        segment = jnp.broadcast_to(segment, since_start.shape)
+        visible = visible & (segment == segment.mT)
+        since_start, since_end = segment == 0, segment == segment[..., -1:, :]
+    decay = jnp.cumsum(log_decay, axis=-2)  # up to and with each step, logarithms
+    scores = functools.partial(_scores, decay, visible)
+    from_start = jnp.where(since_start, jnp.exp(decay), 0.0)
+    to_end = jnp.where(since_end, jnp.exp(decay[..., -1:, :] - decay), 0.0)
+
+    written, erased = value, None
+    if strength is not None:
+        inverse = _unit_triangular_inverse(strength * scores(key, key))
+        written, erased = inverse @ (strength * value), inverse @ (strength * key * from_start)
+    kept = from_start[..., -1, :, None]
+    inputs = (written, erased, query * from_start, scores(query, key), (key * to_end).mT, kept)
+
+    def step(memory, inputs):
+        written, erased, query, weights, key, kept = inputs
+        if erased is not None:
+            written = written - erased @ memory
+        return kept * memory + key @ written, query @ memory + weights @ written
+
+    memory, readings = scan_from_fresh(lax.scan, step, memory, inputs, count, reverse=False)
+    readings = jnp.moveaxis(readings, -2, 1)
+    return memory, readings.reshape(count * size, *readings.shape[2:])[:length]
+
+
+def _scores(decay: Array, visible: Array, queries: Array, keys: Array) -> Array:
+    """Products of the queries with what is left of the keys of visible steps, `[..., size, size]`."""
+    if decay.shape[-1] == 1:
+        left = jnp.exp(jnp.where(visible, decay - decay.mT, 0.0))
+        return jnp.where(visible, queries @ keys.mT * left, 0.0)
+    apart = decay[..., :, None, :] - decay[..., None, :, :]
+    left = jnp.exp(jnp.where(visible[..., None], apart, 0.0))
+    return jnp.where(visible, jnp.einsum("...id,...jd,...ijd->...ij", queries, keys, left), 0.0)
+
+
+def _unit_triangular_inverse(lower: Array) -> Array:
+    """The inverse of matrices `[..., size, size]` with 1 on the diagonal and `lower` below it, by halves.
+
+    It is as exact as substitution and made of products, where a solver takes the matrices one by one. (A sum of powers
+    would cancel.)
+    """
+    size = lower.shape[-1]
+    whole = 1 << (size - 1).bit_length()
+    lower = jnp.pad(lower, [(0, 0)] * (lower.ndim - 2) + [(0, whole - size)] * 2)
+    inverses, half = jnp.ones((*lower.shape[:-1], 1, 1), lower.dtype), 1  # of blocks on the diagonal
+    while half < whole:
+        count = whole // (2 * half)
+        blocks = lower.reshape(*lower.shape[:-2], count, 2, half, count, 2, half)[..., 1, :, :, 0, :]
+        corners = jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3)
+        pairs = inverses.reshape(*lower.shape[:-2], count, 2, half, half)
+        first, second = pairs[..., 0, :, :], pairs[..., 1, :, :]
+        above = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        below = jnp.concatenate([-second @ corners @ first, second], axis=-1)
+        inverses, half = jnp.concatenate([above, below], axis=-2), 2 * half
+    return inverses[..., 0, :size, :size]
