@@ -211,7 +211,9 @@ ZOO: dict[str, Line] = {
     "delayed_elman": Line(js.DelayedElman(2, 4, (1, 3))),
     "moving_average": Line(js.MovingAverage(2, 3)),
     "moving_average_long": Line(js.MovingAverage(2, 7)),
-    "hierarchical": Line(js.Hierarchical((js.LSTM(2, 3), js.GRU(3, 2), js.Elman(2, 2)))),
+    "hierarchical": Line(
+        js.Hierarchical((js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), js.GRU(3, 2), js.Elman(2, 2))), noisy=True
+    ),
     "conditioned": Line(js.Conditioned(js.LSTM(2 + 3, 4), 3), memory=3),
     "conditioned_add": Line(js.Conditioned(js.Elman(2, 4), 3, input="add"), memory=3),
     "conditioned_state": Line(
