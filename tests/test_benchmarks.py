@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import clockwork, contenders, long_memory, moving_average, timing, unroll
+from benchmarks import clockwork, contenders, linear_attention, linear_scan, long_memory, moving_average, timing, unroll
 
 SHAPE = contenders.Shape(time=5, batch=2, input=3, hidden=4)
 
@@ -94,6 +94,25 @@ def test_clockwork_writes_a_table(tmp_path):
 def test_moving_average_writes_a_table(tmp_path):
     table = moving_average.main([(5, 2, 3, 2)], tmp_path).read_text()
     assert "| time 5, batch 2, features 3, window 2, forward |" in table
+
+
+@pytest.mark.slow
+def test_linear_scan_writes_every_form(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # else set here for the processes that it starts
+    settings = "--sizes 4,2,3 --rounds 1 --seconds 0 --output".split()
+    table = linear_scan.main([*settings, str(tmp_path)])
+    results = json.loads(table.with_suffix(".json").read_text())["results"]
+    assert [(result["dtype"], result["mode"]) for result in results] == [
+        (dtype, mode) for dtype in ("float32", "complex64") for mode in ("forward", "gradient")
+    ]
+    assert all(set(result["milliseconds"]) == {"sequential", "associative", "chunked"} for result in results)
+    assert "| complex64 | 4, 2, 3 | gradient |" in table.read_text()
+
+
+@pytest.mark.slow
+def test_linear_attention_writes_a_table(tmp_path):
+    table = linear_attention.main([(5, 2, 1, 2, 2)], tmp_path).read_text()
+    assert "| GatedDeltaNet, time 5, batch 2, heads 1, key 2, value 2, train |" in table
 
 
 @pytest.mark.slow
