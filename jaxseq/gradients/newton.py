@@ -53,7 +53,7 @@ def newton_unroll(
         h_t = f(g_(t-1)) + A_t (h_(t-1) - g_(t-1)),   A_t = ∂f/∂h at g_(t-1)
 
     for all t by one parallel scan; k iterations make the first k states exact, and a contracting recurrence needs few
-    in all. It pays on accelerators, for long sequences and, with dense Jacobians, for few units: "newton" (DEER) takes
+    in all. It is meant for accelerators, long sequences and, with dense Jacobians, few units: "newton" (DEER) takes
     O(time units²) memory and O(time units³) work an iteration, "quasi" keeps the diagonals of A, which takes
     O(time units) memory but more iterations. If the iterations do not converge, the result comes from the loop over
     time. (Under `vmap` both are computed.)
