@@ -4,7 +4,7 @@ Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, LayerNormL
 OneHot, Dense, Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway, ClockworkRNN; Phased, around a cell.
-Over images: ConvLSTM, ConvGRU.
+Over images: ConvLSTM, ConvGRU, Elman2D, LSTM2D.
 Attention: TransformerBlock, rotary.
 Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
@@ -13,7 +13,7 @@ Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned,
 Delay, TimeSkip, DelayedElman, Hierarchical.
 Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, GatedLinearAttention, GatedDeltaNet, and
 linear_scan.
-Layers that read whole sequences: Bidirectional, Pyramid.
+Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Gradients through time: Truncated, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
@@ -102,6 +102,10 @@ from .cells.pointwise import EmbedParams as EmbedParams
 from .cells.pointwise import Map as Map
 from .cells.pointwise import OneHot as OneHot
 from .cells.pointwise import Pointwise as Pointwise
+from .cells.two_dimensional import LSTM2D as LSTM2D
+from .cells.two_dimensional import Elman2D as Elman2D
+from .cells.two_dimensional import Recurrent2D as Recurrent2D
+from .cells.two_dimensional import Recurrent2DParams as Recurrent2DParams
 from .combinators.conditioning import Condition as Condition
 from .combinators.conditioning import Conditioned as Conditioned
 from .combinators.conditioning import ConditionedParams as ConditionedParams
@@ -159,4 +163,6 @@ from .gradients import regularizers as regularizers
 from .gradients.newton import NewtonInfo as NewtonInfo
 from .gradients.newton import newton_unroll as newton_unroll
 from .gradients.truncated import Truncated as Truncated
+from .grid import Grid as Grid
+from .grid import ReNet as ReNet
 from .pyramid import Pyramid as Pyramid

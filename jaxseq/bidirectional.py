@@ -1,6 +1,7 @@
 """Reading a sequence from both ends."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,11 +12,11 @@ from jaxseq.core import errors
 from jaxseq.core.cell import Params, SequenceLayer
 from jaxseq.core.unroll import Run
 
-_MERGES: dict[str, Callable[[Array, Array], Any]] = {
-    "concatenate": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
-    "sum": lambda forward, backward: forward + backward,
-    "mean": lambda forward, backward: (forward + backward) / 2,
-    "product": lambda forward, backward: forward * backward,
+_MERGES: dict[str, Callable[..., Any]] = {
+    "concatenate": lambda *ys: jnp.concatenate(ys, axis=-1),
+    "sum": lambda *ys: functools.reduce(jnp.add, ys),
+    "mean": lambda *ys: functools.reduce(jnp.add, ys) / len(ys),
+    "product": lambda *ys: functools.reduce(jnp.multiply, ys),
 }
 
 
@@ -56,8 +57,8 @@ class Bidirectional(SequenceLayer):
         for name, layer in zip(Both._fields, self._readers, strict=True):
             if not isinstance(layer, SequenceLayer):
                 raise TypeError(f"Bidirectional needs a layer as {name}, got {layer!r}.")
-        if self.merge not in (*_MERGES, "both"):
-            raise ValueError(f"Bidirectional merges by {', '.join(_MERGES)} or both, got {self.merge!r}.")
+        if self.merge != "both":
+            check_merge(self, self.merge)
         if self.forward.input_rank != self.backward.input_rank:
             raise ValueError(
                 f"Bidirectional reads one input twice, but {self.forward} reads rank {self.forward.input_rank} and "
@@ -130,19 +131,8 @@ class Bidirectional(SequenceLayer):
             forward, forward_ys = self.forward._unroll(params.forward, xs, state.forward, run._replace(keys=keys[0]))
         with jax.named_scope("backward"):
             backward, backward_ys = self.backward._unroll(params.backward, xs, state.backward, from_end)
-        return Both(forward, backward), self._merge(forward_ys, backward_ys)
-
-    def _merge(self, forward: Any, backward: Any) -> Any:
-        if self.merge == "both":
-            return Both(forward, backward)
-        kept = None if self.merge != "concatenate" else -1  # the axes that have to be equal
-        shapes = [jax.tree.map(lambda leaf: jnp.shape(leaf)[:kept], ys) for ys in (forward, backward)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f'{self} cannot merge outputs {errors.shape_of(forward)} and {errors.shape_of(backward)}: "both" '
-                "keeps each as it is."
-            )
-        return jax.tree.map(_MERGES[self.merge], forward, backward)
+        ys = Both(forward_ys, backward_ys)
+        return Both(forward, backward), ys if self.merge == "both" else merged(self, self.merge, ys)
 
     @property
     def _readers(self) -> tuple[SequenceLayer, SequenceLayer]:
@@ -159,6 +149,22 @@ class Bidirectional(SequenceLayer):
     def _check(self, params: Any) -> None:
         if not isinstance(params, Both):
             raise TypeError(f"Bidirectional needs params Both(forward, backward), got {errors.shape_of(params)}.")
+
+
+def check_merge(layer: SequenceLayer, merge: Any) -> None:
+    """Raises ValueError unless `merge` is the name of a way to merge."""
+    if merge not in _MERGES:
+        raise ValueError(f"{type(layer).__name__} merges by {', '.join(_MERGES)}, got {merge!r}.")
+
+
+def merged(layer: SequenceLayer, merge: str, outputs: Sequence[Any]) -> Any:
+    """The outputs of several readers as one."""
+    kept = -1 if merge == "concatenate" else None  # the axes that have to be equal
+    shapes = [jax.tree.map(lambda leaf: jnp.shape(leaf)[:kept], ys) for ys in outputs]
+    if any(shape != shapes[0] for shape in shapes):
+        listed = " and ".join(str(errors.shape_of(ys)) for ys in outputs)
+        raise ValueError(f"{layer} cannot {merge} outputs {listed}: they need to have the same shape.")
+    return jax.tree.map(_MERGES[merge], *outputs)
 
 
 def segment_ends(reset: Bool[Array, "time *batch"] | None, reverse: bool = False) -> Bool[Array, "time *batch"] | None:

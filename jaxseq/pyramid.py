@@ -4,10 +4,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
 from jaxseq.combinators.stack import Sequential
-from jaxseq.core import errors
 from jaxseq.core.unroll import Run
 
 
@@ -47,14 +45,6 @@ class Pyramid(Sequential):
 
     def zero_input(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> Any:
         return self.layers[0].zero_input(params[0], batch_shape)
-
-    def output_mask(self, mask: Bool[Array, "*batch time"], reverse: bool = False) -> Bool[Array, "*batch shorter"]:
-        """The mask of the outputs, given that of the inputs."""
-        mask = jnp.asarray(mask)
-        errors.check_flags(self, mask, "mask", mask.shape)
-        flags = jnp.moveaxis(mask, -1, 0)
-        keep = self.output_run(Run(mask.shape[-1], mask.shape[:-1], reverse, keep=flags, reset=None, keys=None)).keep
-        return jnp.moveaxis(keep, 0, -1)  # pyright: ignore[reportArgumentType]
 
     def _unroll(self, params: tuple[Any, ...], xs: Any, state: tuple[Any, ...], run: Run) -> Any:
         if run.reset is not None:

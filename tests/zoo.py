@@ -196,6 +196,14 @@ ZOO: dict[str, Line] = {
     "mixed_precision": Line(js.MixedPrecision(js.LSTM(2, 3))),
     "skip": Line(js.Stack((js.Skip(js.Elman(2, 3)), js.Skip(js.GRU(5, 2))))),
     "highway": Line(js.Highway(js.LSTM(2, 2))),
+    "elman_2d": Line(js.Elman2D((3, 2), 2)),
+    "lstm_2d": Line(js.LSTM2D((2, 1), 2)),
+    "grid": Line(js.Grid((*[js.LSTM2D((3, 1), 1)] * 3, js.Elman2D((3, 1), 2)))),
+    "renet": Line(
+        js.ReNet(
+            (js.Bidirectional(js.GRU(1, 2), js.Elman(1, 2), "product"), js.Bidirectional(js.GRU(2, 2), js.GRU(2, 1)))
+        )
+    ),
     "remat": Line(js.Remat(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), every=4), noisy=True),
     "remat_root": Line(js.Remat(js.Elman(2, 3))),
     "truncated": Line(js.Truncated(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), window=2, reach=6), noisy=True),

@@ -10,7 +10,61 @@ from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Run, SequenceLayer
 
 
-class Sequential(SequenceLayer):
+class Layers(SequenceLayer):
+    """Several layers, read in a way that a subclass gives; params and states are tuples of theirs."""
+
+    layers: tuple[SequenceLayer, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if not isinstance(self.layers, tuple) or not self.layers:
+            raise TypeError(f"{name} needs a tuple of at least one layer, got {self.layers!r}.")
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, SequenceLayer):
+                cure = "call it with its sizes" if isinstance(layer, type) else "Map(function) makes one of a function"
+                raise TypeError(f"{name} needs layers; number {index} is {layer!r}: {cure}.")
+
+    def init(self, key: Array) -> tuple[Any, ...]:
+        errors.check_key(self, key)
+        keys = jax.random.split(key, len(self.layers))
+        return tuple(layer.init(key) for layer, key in zip(self.layers, keys, strict=True))
+
+    def initial_state(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> tuple[Any, ...]:
+        self._check(params)
+        return tuple(layer.initial_state(p, batch_shape) for layer, p in zip(self.layers, params, strict=True))
+
+    def draw(self, params: tuple[Any, ...], key: Array) -> tuple[Any, ...]:
+        self._check(params)
+        keys = jax.random.split(key, len(self.layers))
+        return tuple(layer.draw(p, key) for layer, p, key in zip(self.layers, params, keys, strict=True))
+
+    def attach(self, params: Any, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> tuple[Any, ...]:
+        self._check(params)
+        return tuple(layer.attach(p, memory, mask) for layer, p in zip(self.layers, params, strict=True))
+
+    def axes(self) -> tuple[Any, ...]:
+        return tuple(layer.axes() for layer in self.layers)
+
+    def map_layers(self, function: Callable[[SequenceLayer, Any], Any], params: tuple[Any, ...]) -> tuple[Any, ...]:
+        self._check(params)
+        return tuple(layer.map_layers(function, p) for layer, p in zip(self.layers, params, strict=True))
+
+    def split_keys(self, run: Run) -> Run:
+        """The run with keys `[time, layer]`, a column for each layer."""
+        if run.keys is None:
+            return run
+        return run._replace(keys=jax.vmap(lambda key: jax.random.split(key, len(self.layers)))(run.keys))
+
+    def _check(self, parts: Any, name: str = "params") -> None:
+        if not isinstance(parts, tuple) or len(parts) != len(self.layers):
+            raise TypeError(
+                f"{type(self).__name__} of {len(self.layers)} layers needs as many {name} in a tuple, got "
+                f"{len(parts) if isinstance(parts, tuple) else type(parts).__name__}."
+            )
+
+
+class Sequential(Layers):
     """Layers one after another, each reading what the one before gives; params and states are tuples.
 
     It only unrolls; `Stack` also steps. Where sizes are known the chain is checked when it is built.
@@ -24,18 +78,11 @@ class Sequential(SequenceLayer):
 
     _joined: ClassVar[int] = 1  # how many steps that a layer gives are one step for the next
 
-    layers: tuple[SequenceLayer, ...]
-
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        if not isinstance(self.layers, tuple) or not self.layers:
-            raise TypeError(f"{name} needs a tuple of at least one layer, got {self.layers!r}.")
         size = None  # of what a layer is given
         for index, layer in enumerate(self.layers):
-            if not isinstance(layer, SequenceLayer):
-                cure = "call it with its sizes" if isinstance(layer, type) else "Map(function) makes one of a function"
-                raise TypeError(f"{name} needs layers; number {index} is {layer!r}: {cure}.")
             if size is not None and layer.input_rank == 0:
                 raise ValueError(f"{name}: {layer} (number {index}) reads tokens, but it is given {size} features.")
             needs = getattr(layer, "input_size", None)
@@ -63,35 +110,10 @@ class Sequential(SequenceLayer):
     def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(layer.keeps_size for layer in self.layers)
 
-    def init(self, key: Array) -> tuple[Any, ...]:
-        errors.check_key(self, key)
-        keys = jax.random.split(key, len(self.layers))
-        return tuple(layer.init(key) for layer, key in zip(self.layers, keys, strict=True))
-
-    def initial_state(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> tuple[Any, ...]:
-        self._check(params)
-        return tuple(layer.initial_state(p, batch_shape) for layer, p in zip(self.layers, params, strict=True))
-
-    def draw(self, params: tuple[Any, ...], key: Array) -> tuple[Any, ...]:
-        self._check(params)
-        keys = jax.random.split(key, len(self.layers))
-        return tuple(layer.draw(p, key) for layer, p, key in zip(self.layers, params, keys, strict=True))
-
-    def attach(self, params: Any, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> tuple[Any, ...]:
-        self._check(params)
-        return tuple(layer.attach(p, memory, mask) for layer, p in zip(self.layers, params, strict=True))
-
     def zero_input(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> Any:
         self._check(params)
         first = next((index for index, layer in enumerate(self.layers) if not layer.keeps_size), 0)
         return self.layers[first].zero_input(params[first], batch_shape)
-
-    def axes(self) -> tuple[Any, ...]:
-        return tuple(layer.axes() for layer in self.layers)
-
-    def map_layers(self, function: Callable[[SequenceLayer, Any], Any], params: tuple[Any, ...]) -> tuple[Any, ...]:
-        self._check(params)
-        return tuple(layer.map_layers(function, p) for layer, p in zip(self.layers, params, strict=True))
 
     def output_run(self, run: Run) -> Run:
         for index, layer in enumerate(self.layers):
@@ -100,8 +122,7 @@ class Sequential(SequenceLayer):
 
     def _unroll(self, params: tuple[Any, ...], xs: Any, state: tuple[Any, ...], run: Run) -> Any:
         self._check(params)
-        if run.keys is not None:  # a column for each layer
-            run = run._replace(keys=jax.vmap(lambda key: jax.random.split(key, len(self.layers)))(run.keys))
+        run = self.split_keys(run)
         states = []
         for index, layer in enumerate(self.layers):
             xs, run = self._between(xs, run) if index else (xs, run)
@@ -115,13 +136,6 @@ class Sequential(SequenceLayer):
     def _between(self, xs: Any, run: Run) -> tuple[Any, Run]:
         """What the next layer reads, of the outputs of the one before."""
         return xs, run
-
-    def _check(self, parts: Any, name: str = "params") -> None:
-        if not isinstance(parts, tuple) or len(parts) != len(self.layers):
-            raise TypeError(
-                f"{type(self).__name__} of {len(self.layers)} layers needs as many {name} in a tuple, got "
-                f"{len(parts) if isinstance(parts, tuple) else type(parts).__name__}."
-            )
 
 
 class Stack(Sequential, Cell):

@@ -157,6 +157,15 @@ class SequenceLayer(abc.ABC):
         return run
 
     @final
+    def output_mask(self, mask: Bool[Array, "*batch time"], reverse: bool = False) -> Bool[Array, "*batch steps"]:
+        """The mask of the outputs, given that of the inputs: the same, unless a layer changes the number of steps."""
+        mask = jnp.asarray(mask)
+        errors.check_flags(self, mask, "mask", mask.shape)
+        keep = jnp.moveaxis(mask, -1, 0)
+        run = self.output_run(Run(mask.shape[-1], mask.shape[:-1], reverse, keep=keep, reset=None, keys=None))
+        return jnp.moveaxis(run.keep, 0, -1)  # pyright: ignore[reportArgumentType]
+
+    @final
     def unroll(
         self,
         params: Params,
