@@ -94,7 +94,11 @@ def test_vmap_over_any_argument():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b), several, js.linear_scan(-decay, drive, state))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "implementation",
+    # the compiler of jax 0.11.2 ends the process at an empty array in shard_map, as lax.associative_scan makes it
+    IMPLEMENTATIONS if jax.__version_info__ < (0, 11) else ["sequential"],
+)
 @pytest.mark.parametrize("shape", [(5, 2, 3), (3,)])
 def test_shard_map(shape, implementation):
     given = problem(shape)
