@@ -13,8 +13,8 @@ from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.equations import evaluate, inline, read
 from jaxseq.core.unroll import Run, unroll_steps
-from jaxseq.core.wrapper import Extended, Wrapper
-from jaxseq.gradients.jacobians import Beside, is_floating
+from jaxseq.core.wrapper import Wrapper
+from jaxseq.gradients.jacobians import Accompanied, Beside, is_floating
 
 
 def state_gradients(
@@ -73,7 +73,7 @@ def stable_norm(vectors: Float[Array, "*batch units"]) -> Float[Array, "*batch"]
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) * largest
 
 
-class _Shifted(Extended):
+class _Shifted(Accompanied):
     """A cell whose params come with sequences that are added to its states."""
 
     def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[State, Any]:

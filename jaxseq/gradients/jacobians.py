@@ -10,13 +10,27 @@ from jaxtyping import Array, Float
 
 from jaxseq.cells.pointwise import differs_under_vmap
 from jaxseq.core.unroll import Run
+from jaxseq.core.wrapper import Wrapper
 
 
 class Beside(NamedTuple):
-    """The params of a cell with what else an `Extended` reads."""
+    """The params of a cell with what else an `Accompanied` cell reads."""
 
     cell: Any
     more: Any
+
+
+class Accompanied(Wrapper):
+    """A cell whose params come as `Beside`, with arrays that its unroll reads; private to this package."""
+
+    def inner(self, params: Beside) -> Any:
+        return params.cell
+
+    def draw(self, params: Beside, key: Array) -> Beside:
+        return params._replace(cell=self.cell.draw(params.cell, key))
+
+    def attach(self, params: Beside, memory: Any, mask: Any = None) -> Beside:
+        return params._replace(cell=self.cell.attach(params.cell, memory, mask))
 
 
 def is_floating(leaf: Any) -> bool:

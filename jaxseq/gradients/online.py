@@ -29,8 +29,7 @@ from jaxtyping import Array, Bool, Float
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.unroll import Run, scan_from_fresh, step_of
-from jaxseq.core.wrapper import Extended
-from jaxseq.gradients.jacobians import Beside, flatten, is_floating, jacobian, on_vectors
+from jaxseq.gradients.jacobians import Accompanied, Beside, flatten, is_floating, jacobian, on_vectors
 
 Method = Literal["rtrl", "snap1"]
 
@@ -155,7 +154,7 @@ def gradient(
     return end, value, pull(slopes)[0]
 
 
-class _Learner(Extended):
+class _Learner(Accompanied):
     """Learns online; its params are those of the cell, drawn already, the targets, and the influence to start with."""
 
     loss: Callable[..., Any]

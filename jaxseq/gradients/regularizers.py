@@ -24,9 +24,8 @@ from jaxtyping import Array, Bool, Float
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, SequenceLayer, State
 from jaxseq.core.unroll import Run, step_of
-from jaxseq.core.wrapper import Extended
 from jaxseq.gradients.flow import stable_norm, state_gradients
-from jaxseq.gradients.jacobians import Beside, flatten, on_vectors, over_time
+from jaxseq.gradients.jacobians import Accompanied, Beside, flatten, on_vectors, over_time
 from jaxseq.gradients.kernels import kernel_mask as kernel_mask
 
 
@@ -125,7 +124,7 @@ def constant_flow(
     return omega.sum(axis=-1)
 
 
-class _Omega(Extended):
+class _Omega(Accompanied):
     """Gives the terms of Ω instead of outputs; its params come with the gradients with respect to the states."""
 
     def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[State, Any]:
