@@ -52,7 +52,7 @@ def by_places(cell, params, image, top, keep):
                 )
             )
             if isinstance(cell, js.Elman2D):
-                states[i, j] = (np.tanh(z[0]),) * 2
+                states[i, j] = (np.tanh(z[0]) if cell.activation == "tanh" else sigmoid(z[0]),) * 2
             else:
                 c = sigmoid(z[1]) * c_a + sigmoid(z[2]) * c_l + sigmoid(z[0]) * np.tanh(z[3])
                 states[i, j] = sigmoid(z[4]) * np.tanh(c), c
@@ -64,7 +64,7 @@ def outputs(states, keep):
 
 
 @pytest.mark.parametrize("height", [1, HEIGHT])
-@pytest.mark.parametrize("cell", CELLS, ids=repr)
+@pytest.mark.parametrize("cell", [*CELLS, js.Elman2D((WIDTH, CHANNELS), HIDDEN, activation="sigmoid")], ids=repr)
 def test_two_dimensional_recurrence_equals_loops(cell, height):
     params, image, keep = random(cell), RNG.normal(size=(2, height, WIDTH, CHANNELS)), ROWS[:height]
     top = jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), cell.initial_state(params, (2,)))

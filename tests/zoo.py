@@ -196,7 +196,7 @@ ZOO: dict[str, Line] = {
     "mixed_precision": Line(js.MixedPrecision(js.LSTM(2, 3))),
     "skip": Line(js.Stack((js.Skip(js.Elman(2, 3)), js.Skip(js.GRU(5, 2))))),
     "highway": Line(js.Highway(js.LSTM(2, 2))),
-    "elman_2d": Line(js.Elman2D((3, 2), 2)),
+    "elman_2d": Line(js.Elman2D((3, 2), 2, activation="softplus")),
     "lstm_2d": Line(js.LSTM2D((2, 1), 2)),
     "grid": Line(js.Grid((*[js.LSTM2D((3, 1), 1)] * 3, js.Elman2D((3, 1), 2)))),
     "renet": Line(
