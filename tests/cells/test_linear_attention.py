@@ -77,6 +77,7 @@ def test_equals_the_paper(layer, paper):
         np.testing.assert_allclose(state.memory[row], memories, rtol=0, atol=1e-12 * np.abs(memories).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 4, 16])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_chunks_of_any_size_are_the_steps(layer, size):
