@@ -6,6 +6,8 @@ Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRN
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway, ClockworkRNN; Phased, around a cell.
 Over images: ConvLSTM, ConvGRU, Elman2D, LSTM2D.
 Attention: TransformerBlock, rotary.
+GatedAntisymmetricRNN, CoRNN, RecurrentHighway, SLSTM, MLSTM; Phased, around a cell.
+Over images: ConvLSTM, ConvGRU.
 Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
@@ -106,6 +108,11 @@ from .cells.two_dimensional import LSTM2D as LSTM2D
 from .cells.two_dimensional import Elman2D as Elman2D
 from .cells.two_dimensional import Recurrent2D as Recurrent2D
 from .cells.two_dimensional import Recurrent2DParams as Recurrent2DParams
+from .cells.xlstm import MLSTM as MLSTM
+from .cells.xlstm import SLSTM as SLSTM
+from .cells.xlstm import MLSTMParams as MLSTMParams
+from .cells.xlstm import MLSTMState as MLSTMState
+from .cells.xlstm import SLSTMState as SLSTMState
 from .combinators.conditioning import Condition as Condition
 from .combinators.conditioning import Conditioned as Conditioned
 from .combinators.conditioning import ConditionedParams as ConditionedParams

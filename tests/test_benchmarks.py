@@ -6,7 +6,17 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import clockwork, contenders, linear_attention, linear_scan, long_memory, moving_average, timing, unroll
+from benchmarks import (
+    clockwork,
+    contenders,
+    linear_attention,
+    linear_scan,
+    long_memory,
+    mlstm,
+    moving_average,
+    timing,
+    unroll,
+)
 
 SHAPE = contenders.Shape(time=5, batch=2, input=3, hidden=4)
 
@@ -124,3 +134,9 @@ def test_long_memory_writes_what_the_compiler_sets_aside(tmp_path):
     losses = np.array([result["losses"] for result in results])
     np.testing.assert_allclose(losses, losses[:1].repeat(4, axis=0), rtol=1e-4)
     assert "| 3,000 | Remat(Stack((LSTM, Dense))) |" in table.read_text()
+    assert "| 400 | Remat(Stack((LSTM, Dense))) |" in table.read_text()
+
+
+def test_mlstm_writes_a_table(tmp_path):
+    table = mlstm.main([(3, 1, 4, 2)], [2], tmp_path).read_text()
+    assert "| time 3, batch 1, hidden 4, heads 2, chunks of 2, train |" in table
