@@ -71,4 +71,4 @@ def test_every_cell_is_in_the_tables():
         for name, value in vars(js).items()
         if isinstance(value, type) and issubclass(value, js.SequenceLayer) and not inspect.isabstract(value)
     }
-    assert layers - named == {"Wrapper"}
+    assert layers - named == {"Wrapper", "Extended"}

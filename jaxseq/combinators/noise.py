@@ -9,8 +9,8 @@ from jaxtyping import Array
 
 from jaxseq.cells.gated import GatedWrapper
 from jaxseq.cells.pointwise import Pointwise
-from jaxseq.combinators.kernels import check_kernels, map_kernels
 from jaxseq.core.cell import Cell
+from jaxseq.core.kernels import kernel_axes, map_kernels
 from jaxseq.core.wrapper import Wrapper, each_array, follow
 
 
@@ -109,17 +109,15 @@ class WeightDrop(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_rate(self, self.rate)
-        check_kernels(self, self.cell, ("recurrent",))
+        kernel_axes(self.cell, "recurrent")
 
     def draw(self, params: Any, key: Array) -> Any:
         key, cell_key = jax.random.split(key)
-        counter = iter(range(len(jax.tree.leaves(params))))
-        dropped = map_kernels(
-            lambda kernel: _drop(jax.random.fold_in(key, next(counter)), kernel, self.rate),
-            self.cell,
-            params,
-            ("recurrent",),
-        )
+
+        def drop(index, kernel):
+            return _drop(jax.random.fold_in(key, index), kernel, self.rate)
+
+        dropped = map_kernels(self.cell, params, drop, "recurrent")
         return self.cell.draw(dropped, cell_key)
 
 

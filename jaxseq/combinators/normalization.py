@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseq.cells.gated import GATED_AXES, Gated, GatedWrapper
 from jaxseq.cells.normalized import normalized_products
-from jaxseq.combinators.kernels import check_kernels, map_kernels
+from jaxseq.core.kernels import kernel_axes, map_kernels
 from jaxseq.core.precision import at_least_float32
 from jaxseq.core.wrapper import Extended, Wrapper
 
@@ -34,7 +35,7 @@ class LayerNorm(GatedWrapper, Extended):
 
     J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, arXiv:1607.06450, 2016.
 
-    >>> import jax, jaxseq as js
+    >>> import jaxseq as js
     >>> cell = LayerNorm(js.GRU(2, 3))
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
     (5, 3)
@@ -70,7 +71,7 @@ class RMSNorm(LayerNorm):
 
     As `LayerNorm`, without the mean. B. Zhang and R. Sennrich, Root mean square layer normalization, NeurIPS 2019.
 
-    >>> import jax, jaxseq as js
+    >>> import jaxseq as js
     >>> cell = RMSNorm(js.LSTM(2, 3))
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
     (5, 3)
@@ -95,7 +96,7 @@ class WeightNorm(Extended):
 
     T. Salimans and D. P. Kingma, Weight normalization, NeurIPS 2016.
 
-    >>> import jax, jaxseq as js
+    >>> import jaxseq as js
     >>> cell = WeightNorm(js.LSTM(2, 3))
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
     (5, 3)
@@ -103,27 +104,24 @@ class WeightNorm(Extended):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_kernels(self, self.cell, ("input", "recurrent"))
+        kernel_axes(self.cell, "input", "recurrent")
 
     def init(self, key: Array) -> WeightNormParams:
-        params, scales = self.cell.init(key), []
-        map_kernels(lambda kernel: scales.append(_length(kernel)), self.cell, params, ("input", "recurrent"))
-        return WeightNormParams(params, tuple(scales))
+        params = self.cell.init(key)
+        kernels = zip(jax.tree.leaves(params), kernel_axes(self.cell, "input", "recurrent"), strict=True)
+        return WeightNormParams(params, tuple(_length(kernel) for kernel, names in kernels if names))
 
     def axes(self) -> Any:
-        specs: list[Any] = []
-        axes = self.cell.axes()
-        map_kernels(lambda spec: specs.append(PartitionSpec(*spec[1:])), self.cell, axes, ("input", "recurrent"))
-        return WeightNormParams(axes, tuple(specs))
+        kernels = filter(None, kernel_axes(self.cell, "input", "recurrent"))
+        return WeightNormParams(self.cell.axes(), tuple(PartitionSpec(*names[1:]) for names in kernels))  # pyright: ignore[reportArgumentType]
 
     def inner(self, params: WeightNormParams) -> Any:
         scales = iter(params.scales)
-        return map_kernels(
-            lambda kernel: kernel * jnp.broadcast_to(next(scales) / _length(kernel), kernel.shape),
-            self.cell,
-            params.cell,
-            ("input", "recurrent"),
-        )
+
+        def scale(_, kernel):
+            return kernel * jnp.broadcast_to(next(scales) / _length(kernel), kernel.shape)
+
+        return map_kernels(self.cell, params.cell, scale, "input", "recurrent")
 
 
 def _length(kernel: Array) -> Array:
@@ -141,7 +139,7 @@ class SpectralBound(Wrapper):
 
     Y. Yoshida and T. Miyato, Spectral norm regularization, arXiv:1705.10941, 2017, penalise what is bounded here.
 
-    >>> import jax, jaxseq as js
+    >>> import jaxseq as js
     >>> cell = SpectralBound(js.Elman(2, 3), bound=0.5)
     >>> kernel = cell.inner(cell.init(jax.random.key(0))).recurrent_kernel
     >>> print(f"{jnp.linalg.norm(kernel[:, 0], 2):.2f}")
@@ -153,12 +151,12 @@ class SpectralBound(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_kernels(self, self.cell, ("recurrent",))
+        kernel_axes(self.cell, "recurrent")
         if not self.bound > 0:
             raise ValueError(f"SpectralBound needs a bound > 0, got {self.bound}.")
 
     def inner(self, params: Any) -> Any:
-        return map_kernels(self._bounded, self.cell, params, ("recurrent",))
+        return map_kernels(self.cell, params, lambda _, kernel: self._bounded(kernel), "recurrent")
 
     def _bounded(self, kernel: Float[Array, "recurrent *gate hidden"]) -> Array:
         wide = at_least_float32(kernel)  # there is no decomposition of bfloat16

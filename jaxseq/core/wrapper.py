@@ -1,6 +1,5 @@
 """Cells around another cell."""
 
-import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -86,14 +85,6 @@ class Extended(Wrapper):
 
     A subclass gives `init` and `axes`, which make that tuple, and changes one thing.
     """
-
-    @abc.abstractmethod
-    def init(self, key: Array) -> Params:
-        """New parameters: the tuple."""
-
-    @abc.abstractmethod
-    def axes(self) -> Any:
-        """The tuple of names beside the parameters."""
 
     def inner(self, params: Any) -> Params:
         return params.cell

@@ -16,7 +16,7 @@ a function does not speak of it leaves as it is; a layer of which it would chang
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,7 @@ from jaxseq.cells.convolutional import ConvGRU
 from jaxseq.cells.gru import GRUBase
 from jaxseq.cells.linear import MinGRU
 from jaxseq.core.cell import Params, SequenceLayer
-from jaxseq.gradients.kernels import map_kernels
-
-Role = Literal["input", "recurrent"]
+from jaxseq.core.kernels import Role, map_kernels
 
 
 def orthogonal(
@@ -98,7 +96,7 @@ def identity(layer: SequenceLayer, params: Params, *, scale: float = 1.0) -> Par
             )
         return jnp.broadcast_to(scale * jnp.eye(units, dtype=kernel.dtype), kernel.shape)
 
-    return map_kernels(layer, params, "recurrent", fill)
+    return map_kernels(layer, params, fill, "recurrent")
 
 
 def forget_bias(layer: SequenceLayer, params: Params, value: float = 1.0) -> Params:
@@ -138,7 +136,7 @@ def chrono(layer: SequenceLayer, params: Params, key: Array, *, max_time: float)
     return _set_biases(layer, params, "chrono", draw)
 
 
-def _draw(layer: SequenceLayer, params: Params, key: Array, role: str, initializer: Callable) -> Params:
+def _draw(layer: SequenceLayer, params: Params, key: Array, role: Role, initializer: Callable) -> Params:
     """New kernels of a role, each gate `[features, units]` for itself."""
 
     def fill(index, kernel):
@@ -146,7 +144,7 @@ def _draw(layer: SequenceLayer, params: Params, key: Array, role: str, initializ
         keys = jax.random.split(jax.random.fold_in(key, index), len(kernel))
         return jax.vmap(lambda key: initializer(key, kernel.shape[1:], dtype))(keys).astype(kernel.dtype)
 
-    return map_kernels(layer, params, role, fill)
+    return map_kernels(layer, params, fill, role)
 
 
 def _set_biases(layer: SequenceLayer, params: Params, name: str, biases: Callable[[int, Array], dict]) -> Params:

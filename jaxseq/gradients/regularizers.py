@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, SequenceLayer, State
+from jaxseq.core.kernels import kernel_mask as kernel_mask
 from jaxseq.core.unroll import Run, step_of
 from jaxseq.gradients.flow import stable_norm, state_gradients
 from jaxseq.gradients.jacobians import Accompanied, Beside, flatten, on_vectors, over_time

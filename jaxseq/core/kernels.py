@@ -1,0 +1,69 @@
+"""The kernels of a layer, found by the names that `axes()` gives their axes."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxseq.core import errors
+from jaxseq.core.cell import Params, SequenceLayer
+
+Role = Literal["input", "recurrent"]
+
+
+def kernel_axes(layer: SequenceLayer, *roles: Role) -> list[tuple[str | None, ...] | None]:
+    """For each leaf of the params the names of its axes if it is a kernel, whose first axis is one of `roles`, or None.
+
+    Raises:
+        ValueError: if a role is another.
+        TypeError: if the layer has no such kernel.
+    """
+    for role in roles:
+        if role not in ("input", "recurrent"):
+            raise ValueError(f'The role of a kernel is "input" or "recurrent", got {role!r}.')
+    found = [names if len(names) > 1 and names[0] in roles else None for names in _axis_names(layer)]
+    if not any(found):
+        raise TypeError(
+            f'{layer} has no {" or ".join(roles)} kernel: no array of its axes() begins with "{roles[0]}". A cell of '
+            f'your own names them there, as PartitionSpec("{roles[0]}", "hidden").'
+        )
+    return found
+
+
+def map_kernels(
+    layer: SequenceLayer, params: Params, function: Callable[[int, jax.Array], jax.Array], *roles: Role
+) -> Params:
+    """The params with `function(index, kernel)` of each kernel whose first axis is one of `roles`.
+
+    Raises as `kernel_axes`, and a ValueError if the params are not those of the layer.
+    """
+    chosen = kernel_axes(layer, *roles)
+    leaves, tree = jax.tree.flatten(params)
+    _check_count(layer, params, len(chosen))
+    pairs = enumerate(zip(leaves, chosen, strict=True))
+    return jax.tree.unflatten(tree, [leaf if names is None else function(i, leaf) for i, (leaf, names) in pairs])
+
+
+def kernel_mask(layer: SequenceLayer, params: Params) -> Any:
+    """True for each kernel of the params, what has an axis "input" or "recurrent": not for biases, gains, embeddings.
+
+    Raises:
+        ValueError: if the params are not those of the layer.
+        TypeError: if the layer has no kernel.
+    """
+    flags = [not {"input", "recurrent"}.isdisjoint(names) for names in _axis_names(layer)]
+    if not any(flags):
+        raise TypeError(f'{layer} has no kernel: no array of its axes() has an axis "input" or "recurrent".')
+    _check_count(layer, params, len(flags))
+    return jax.tree.unflatten(jax.tree.structure(params), flags)
+
+
+def _axis_names(layer: SequenceLayer) -> list[tuple[str | None, ...]]:
+    specs = jax.tree.leaves(layer.axes(), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    return [tuple(spec) for spec in specs]
+
+
+def _check_count(layer: SequenceLayer, params: Params, count: int) -> None:
+    if len(jax.tree.leaves(params)) != count:
+        raise ValueError(f"{layer} got params of another layer: {errors.shape_of(params)}.")
