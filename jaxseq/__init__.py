@@ -3,11 +3,9 @@
 Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, LayerNormLSTM, GRU, GRUv1, MinimalGRU, Embed,
 OneHot, Dense, Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
-GatedAntisymmetricRNN, CoRNN, RecurrentHighway, ClockworkRNN; Phased, around a cell.
+GatedAntisymmetricRNN, CoRNN, RecurrentHighway, SLSTM, MLSTM; Phased, around a cell.
 Over images: ConvLSTM, ConvGRU, Elman2D, LSTM2D.
 Attention: TransformerBlock, rotary.
-GatedAntisymmetricRNN, CoRNN, RecurrentHighway, SLSTM, MLSTM; Phased, around a cell.
-Over images: ConvLSTM, ConvGRU.
 Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
