@@ -27,7 +27,6 @@ from jaxseq.core.kernels import kernel_mask as kernel_mask
 from jaxseq.core.unroll import Run, step_of
 from jaxseq.gradients.flow import stable_norm, state_gradients
 from jaxseq.gradients.jacobians import Accompanied, Beside, flatten, on_vectors, over_time
-from jaxseq.gradients.kernels import kernel_mask as kernel_mask
 
 
 def l1(layer: SequenceLayer, params: Params) -> Float[Array, ""]:
