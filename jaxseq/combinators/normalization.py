@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
@@ -85,7 +84,7 @@ class WeightNormParams(NamedTuple):
     """The parameters of a cell with normalised weights: directions in the place of its kernels, and their lengths."""
 
     cell: Any
-    scales: tuple[Float[Array, "*gate_hidden"], ...]
+    scales: tuple[Float[Array, "gate units"], ...]
 
 
 class WeightNorm(Extended):
@@ -107,26 +106,37 @@ class WeightNorm(Extended):
         kernel_axes(self.cell, "input", "recurrent")
 
     def init(self, key: Array) -> WeightNormParams:
-        params = self.cell.init(key)
-        kernels = zip(jax.tree.leaves(params), kernel_axes(self.cell, "input", "recurrent"), strict=True)
-        return WeightNormParams(params, tuple(_length(kernel) for kernel, names in kernels if names))
+        params, scales = self.cell.init(key), []
+
+        def measure(_, kernel):
+            scales.append(_length(kernel))
+            return kernel
+
+        map_kernels(self.cell, params, measure, "input", "recurrent")
+        return WeightNormParams(params, tuple(scales))
 
     def axes(self) -> Any:
-        kernels = filter(None, kernel_axes(self.cell, "input", "recurrent"))
-        return WeightNormParams(self.cell.axes(), tuple(PartitionSpec(*names[1:]) for names in kernels))  # pyright: ignore[reportArgumentType]
+        units = [names[-1] for names in kernel_axes(self.cell, "input", "recurrent") if names]
+        return WeightNormParams._make((self.cell.axes(), tuple(PartitionSpec("gate", unit) for unit in units)))
 
     def inner(self, params: WeightNormParams) -> Any:
         scales = iter(params.scales)
 
         def scale(_, kernel):
-            return kernel * jnp.broadcast_to(next(scales) / _length(kernel), kernel.shape)
+            factor = next(scales) / _length(kernel)
+            return kernel * jnp.broadcast_to(jnp.expand_dims(factor, _features(kernel)), kernel.shape)
 
         return map_kernels(self.cell, params.cell, scale, "input", "recurrent")
 
 
-def _length(kernel: Array) -> Array:
+def _features(kernel: Array) -> tuple[int, ...]:
+    """The axes of a kernel `[gates, features, ..., units]` between gates and units."""
+    return tuple(range(1, kernel.ndim - 1))
+
+
+def _length(kernel: Array) -> Float[Array, "gate units"]:
     """The length of the weights of each unit."""
-    return jnp.sqrt(jnp.maximum((kernel**2).sum(axis=0), _TINY))
+    return jnp.sqrt(jnp.maximum((kernel**2).sum(_features(kernel)), _TINY))
 
 
 class SpectralBound(Wrapper):
@@ -135,7 +145,8 @@ class SpectralBound(Wrapper):
         R' = R min(1, bound / σ_max(R)) for each gate
 
     It takes any cell, a Stack too, that has kernels whose first axis is "recurrent" in `axes()`. With bound <= 1 the
-    gradient through h' = tanh(x W + h R' + b) cannot grow. A sequence costs one singular value decomposition a gate.
+    gradient through h' = tanh(x W + h R' + b) cannot grow. A sequence costs one singular value decomposition a gate; a
+    kernel with a window is taken as the matrix of all its places.
 
     Y. Yoshida and T. Miyato, Spectral norm regularization, arXiv:1705.10941, 2017, penalise what is bounded here.
 
@@ -158,9 +169,13 @@ class SpectralBound(Wrapper):
     def inner(self, params: Any) -> Any:
         return map_kernels(self.cell, params, lambda _, kernel: self._bounded(kernel), "recurrent")
 
-    def _bounded(self, kernel: Float[Array, "recurrent *gate hidden"]) -> Array:
+    def _bounded(self, kernel: Array) -> Array:
         wide = at_least_float32(kernel)  # there is no decomposition of bfloat16
-        matrices = wide[:, None] if wide.ndim == 2 else wide
-        largest = jnp.linalg.svd(jnp.moveaxis(matrices, 1, 0), compute_uv=False).max(axis=-1)
+        matrices = wide.reshape(len(wide), -1, wide.shape[-1])
+        largest = jnp.linalg.svd(matrices, compute_uv=False).max(axis=-1)
         factor = self.bound / jnp.maximum(largest, self.bound)
-        return (matrices * factor[None, :, None]).reshape(kernel.shape).astype(kernel.dtype)
+        return (
+            (matrices * jnp.broadcast_to(factor[:, None, None], matrices.shape))
+            .reshape(wide.shape)
+            .astype(kernel.dtype)
+        )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxseq.core import errors
@@ -36,13 +37,22 @@ def map_kernels(
 ) -> Params:
     """The params with `function(index, kernel)` of each kernel whose first axis is one of `roles`.
 
+    The function sees gates as the first axis `[gates, features, ..., units]`, also where a kernel has no such axis.
     Raises as `kernel_axes`, and a ValueError if the params are not those of the layer.
     """
-    chosen = kernel_axes(layer, *roles)
+    kernels = kernel_axes(layer, *roles)
     leaves, tree = jax.tree.flatten(params)
-    _check_count(layer, params, len(chosen))
-    pairs = enumerate(zip(leaves, chosen, strict=True))
-    return jax.tree.unflatten(tree, [leaf if names is None else function(i, leaf) for i, (leaf, names) in pairs])
+    _check_count(layer, params, len(kernels))
+
+    def replace(index, leaf, names):
+        if names is None:
+            return leaf
+        if "gate" not in names:
+            return function(index, leaf[None])[0]
+        gate = names.index("gate")
+        return jnp.moveaxis(function(index, jnp.moveaxis(leaf, gate, 0)), 0, gate)
+
+    return jax.tree.unflatten(tree, map(replace, range(len(leaves)), leaves, kernels))
 
 
 def kernel_mask(layer: SequenceLayer, params: Params) -> Any:

@@ -105,7 +105,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason(layer, message):
         ('{"Map": {"function": ["a"]}}', "a"),
         *(
             (f'{{"{name}": {{}}}}', f"names '{name}', which is not known")
-            for name in ("SequenceLayer", "Cell", "Wrapper", "Gated", "Recurrent", "Pointwise", "GRUBase")
+            for name in ("SequenceLayer", "Cell", "Gated", "Recurrent", "Pointwise", "GRUBase")
         ),
     ],
 )
