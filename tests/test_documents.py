@@ -24,7 +24,7 @@ def products(jaxpr):
     """Multiplications in the products and convolutions of a jaxpr."""
     total = 0
     for equation in jaxpr.eqns:
-        total += sum(map(products, inside(equation)))
+        total += sum(map(products, inside(equation))) * equation.params.get("length", 1)
         shapes = [variable.aval.shape for variable in equation.invars]
         outputs = math.prod(equation.outvars[0].aval.shape)
         if equation.primitive.name == "dot_general":
