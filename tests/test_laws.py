@@ -206,6 +206,8 @@ def test_reset_is_a_fresh_start(name):
     assert_same({k: reset[k] for k in ("state", "ys", "xs")}, {k: fresh[k] for k in ("state", "ys", "xs")})
     after = p(reset=NEVER.at[:, 3].set(True))
     assert_same(after["state"], fresh["state"])
+    lost = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan) if is_real(leaf) else leaf, p.state)
+    assert_same(p(state=lost, reset=NEVER.at[:, 0].set(True)), p(reset=NEVER.at[:, 0].set(True)))
     masked = p(mask=late.at[:, 3].set(False), reset=NEVER.at[:, 3].set(True))
     assert_same(masked["state"], p(mask=late.at[:, 3].set(False), state=p.initial)["state"])
 

@@ -51,11 +51,12 @@ def chunkwise(terms: Terms, memory: Array, reset: Array | None, size: int) -> tu
     if strength is not None:
         inverse = _unit_triangular_inverse(strength * scores(key, key))
         written, erased = inverse @ (strength * value), inverse @ (strength * key * from_start)
-    kept = from_start[..., -1, :, None]
-    inputs = (written, erased, query * from_start, scores(query, key), (key * to_end).mT, kept)
+    kept, seen = from_start[..., -1, :, None], since_start.any(-2)[..., None]
+    inputs = (written, erased, query * from_start, scores(query, key), (key * to_end).mT, kept, seen)
 
     def step(memory, inputs):
-        written, erased, query, weights, key, kept = inputs
+        written, erased, query, weights, key, kept, seen = inputs
+        memory = jnp.where(seen, memory, 0.0)  # where all of a chunk is after a reset, NaN neither
         if erased is not None:
             written = written - erased @ memory
         return kept * memory + key @ written, query @ memory + weights @ written

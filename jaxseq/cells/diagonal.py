@@ -13,8 +13,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Complex, Float
 
-from jaxseq.cells.linear import LinearRecurrence, widen
+from jaxseq.cells.linear import LinearRecurrence
 from jaxseq.core import errors
+from jaxseq.core.precision import widen
 
 
 class DiagonalState(NamedTuple):

@@ -14,6 +14,7 @@ from jaxseq.core import errors, masks
 from jaxseq.core.activations import Activation, activation
 from jaxseq.core.cell import Cell
 from jaxseq.core.linear_scan import linear_scan
+from jaxseq.core.precision import widen
 from jaxseq.core.unroll import Run
 
 _glorot = initializers.glorot_uniform(in_axis=0, out_axis=2, batch_axis=1)
@@ -35,11 +36,6 @@ class LinearParams(NamedTuple):
 LINEAR_AXES: Any = LinearParams._make(  # specs stand where the arrays do
     (PartitionSpec("input", "gate", "hidden"), PartitionSpec("gate", "hidden"))
 )
-
-
-def widen(x: Array) -> Array:
-    """`x` in float32 at least: a decay of 0.999 is 1 in bfloat16."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 class LinearRecurrence(Cell):
@@ -105,8 +101,7 @@ class LinearRecurrence(Cell):
         if run.reset is not None:
             fresh = jnp.broadcast_to(decay * start[None], drive.shape)
             drive = drive + masks.zero_unless(run.reset, fresh)
-            decay = masks.select(run.reset, jnp.zeros_like(decay), decay)
-        last, states = linear_scan(decay, drive, self.pack(state), reverse=run.reverse)
+        last, states = linear_scan(decay, drive, self.pack(state), reset=run.reset, reverse=run.reverse)
         if run.keep is not None:
             states = masks.select(run.keep, states, jnp.broadcast_to(start[None], states.shape))
         ys = self.read(params, states, xs).astype(dtype)

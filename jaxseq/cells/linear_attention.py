@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseq.cells.chunkwise import Terms, chunkwise
-from jaxseq.cells.linear import widen
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell
+from jaxseq.core.precision import widen
 from jaxseq.core.unroll import Run
 
 _glorot = initializers.glorot_uniform(in_axis=0, out_axis=-1, batch_axis=1)

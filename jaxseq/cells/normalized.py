@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxseq.cells.gated import GATED_AXES, Gated
 from jaxseq.cells.lstm import LSTM, LSTMState
 from jaxseq.core.activations import activation
-from jaxseq.core.precision import at_least_float32
+from jaxseq.core.precision import widen
 
 
 def standardize(z: Array, scale: Array, epsilon: float, center: bool = True) -> Array:
@@ -20,7 +20,7 @@ def standardize(z: Array, scale: Array, epsilon: float, center: bool = True) -> 
     They are the axes of `scale`, as they are or flat. Sums are in float32 at least.
     """
     axes = (-1,) if z.shape[-1] == scale.size else (-2, -1)
-    wide = at_least_float32(z)
+    wide = widen(z)
     if center:
         wide = wide - wide.mean(axes, keepdims=True)
     wide = wide * jax.lax.rsqrt((wide**2).mean(axes, keepdims=True) + epsilon)

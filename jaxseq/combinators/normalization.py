@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxseq.cells.gated import GATED_AXES, Gated, GatedWrapper
 from jaxseq.cells.normalized import normalized_products
 from jaxseq.core.kernels import kernel_axes, map_kernels
-from jaxseq.core.precision import at_least_float32
+from jaxseq.core.precision import widen
 from jaxseq.core.wrapper import Extended, Wrapper
 
 _TINY = 1e-30  # of a squared norm
@@ -170,7 +170,7 @@ class SpectralBound(Wrapper):
         return map_kernels(self.cell, params, lambda _, kernel: self._bounded(kernel), "recurrent")
 
     def _bounded(self, kernel: Array) -> Array:
-        wide = at_least_float32(kernel)  # there is no decomposition of bfloat16
+        wide = widen(kernel)  # there is no decomposition of bfloat16
         matrices = wide.reshape(len(wide), -1, wide.shape[-1])
         largest = jnp.linalg.svd(matrices, compute_uv=False).max(axis=-1)
         factor = self.bound / jnp.maximum(largest, self.bound)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Bool, Inexact
 
 from jaxseq.core import errors
 from jaxseq.core.unroll import scan_from_fresh
@@ -20,6 +20,7 @@ def linear_scan(
     drive: Inexact[Array, "time ..."],
     state: Inexact[Array, "..."] | None = None,
     *,
+    reset: Bool[Array, "time ..."] | None = None,
     reverse: bool = False,
     implementation: Literal["sequential", "associative"] | None = None,
 ) -> tuple[Inexact[Array, "..."], Inexact[Array, "time ..."]]:
@@ -35,6 +36,8 @@ def linear_scan(
             never broadcast in memory.
         drive: b `[time, ...]`, of the shape of all states. For `[batch, time, ...]` use `jax.vmap`.
         state: the state before the first step, `drive.shape[1:]`; zeros by default.
+        reset: `[time, ...]`, leading axes of the drive: True where the state before the step counts as zero, in the
+            order of reading. Unlike a decay of 0 it also stops what is infinite or NaN.
         reverse: h_t = a_t h_{t+1} + b_t, from the last step to the first.
         implementation: "sequential" is a loop over the steps, "associative" a tree of O(log T) levels. None is the
             first on a CPU, where it is faster at every size that was measured (`benchmarks/linear_scan.py`), and the
@@ -54,7 +57,7 @@ def linear_scan(
     decay, drive = jnp.asarray(decay), jnp.asarray(drive)
     if implementation not in (*_FORMS, None):
         raise ValueError(f'implementation is "sequential", "associative" or None, got {implementation!r}.')
-    _check(decay, drive, state)
+    _check(decay, drive, state, reset)
     dtype = jnp.result_type(decay, drive, *([] if state is None else [state]))
     decay, drive = decay.astype(dtype), drive.astype(dtype)
     state = jnp.zeros(drive.shape[1:], dtype) if state is None else jnp.asarray(state, dtype)
@@ -63,10 +66,12 @@ def linear_scan(
     decay = jnp.expand_dims(decay, tuple(range(drive.ndim - decay.ndim)))
     if implementation is None:
         implementation = "sequential" if jax.default_backend() == "cpu" else "associative"
-    return _run(_FORMS[implementation], reverse, decay, state, drive)
+    if reset is not None:
+        reset = jnp.expand_dims(reset, tuple(range(jnp.ndim(reset), drive.ndim)))
+    return _run(_FORMS[implementation], reverse, decay, state, drive, reset)
 
 
-def _check(decay: Array, drive: Array, state: Any) -> None:
+def _check(decay: Array, drive: Array, state: Any, reset: Any) -> None:
     for name, array in (("decay", decay), ("drive", drive), ("state", state)):
         if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.inexact):
             raise TypeError(f"linear_scan needs real or complex numbers, got a {name} {errors.shape_of(array)}.")
@@ -79,6 +84,13 @@ def _check(decay: Array, drive: Array, state: Any) -> None:
             f"linear_scan got a decay of shape {decay.shape}, which does not broadcast against a drive [time, ...] of "
             f"shape {drive.shape}: it needs the same sizes or 1, aligned at the last axis."
         )
+    if reset is not None and (
+        jnp.result_type(reset) != jnp.bool_ or jnp.shape(reset) != drive.shape[: jnp.ndim(reset)] or not jnp.ndim(reset)
+    ):
+        raise ValueError(
+            f"linear_scan needs a boolean reset of leading axes of the drive {drive.shape}, got "
+            f"{errors.shape_of(reset)}."
+        )
     if state is not None and jnp.shape(state) != drive.shape[1:]:
         raise ValueError(
             f"linear_scan got a state of shape {jnp.shape(state)}; a drive {drive.shape} needs {drive.shape[1:]}."
@@ -86,46 +98,55 @@ def _check(decay: Array, drive: Array, state: Any) -> None:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _run(form: Callable, reverse: bool, decay: Array, state: Array, drive: Array) -> tuple[Array, Array]:
-    return form(reverse, decay, state, drive)
+def _run(
+    form: Callable, reverse: bool, decay: Array, state: Array, drive: Array, reset: Array | None
+) -> tuple[Array, Array]:
+    return form(reverse, decay, state, drive, reset)
 
 
 @functools.partial(_run.defjvp, symbolic_zeros=True)
 def _run_jvp(form: Callable, reverse: bool, primals: Any, tangents: Any) -> tuple[Any, Any]:
     """The tangent is the recurrence of the same decays that db + da h' drives, h' the states before."""
-    decay, state, drive = primals
+    decay, state, drive, reset = primals
     last, states = _run(form, reverse, *primals)
-    decay_dot, state_dot, drive_dot = tangents
+    decay_dot, state_dot, drive_dot, _ = tangents
     driven = _instantiated(drive_dot, drive)
     if not isinstance(decay_dot, SymbolicZero):
         before = jnp.concatenate([states[1:], state[None]] if reverse else [state[None], states[:-1]])
-        driven = driven + decay_dot * before
-    return (last, states), _run(form, reverse, decay, _instantiated(state_dot, state), driven)
+        driven = driven + decay_dot * _unless(reset, before)
+    return (last, states), _run(form, reverse, decay, _instantiated(state_dot, state), driven, reset)
 
 
 def _instantiated(dot: Any, primal: Array) -> Array:
     return jnp.zeros_like(primal) if isinstance(dot, SymbolicZero) else dot
 
 
-def _sequential(reverse: bool, decay: Array, state: Array, drive: Array) -> tuple[Array, Array]:
+def _unless(reset: Array | None, values: Array) -> Array:
+    """The values, zero at resets."""
+    return values if reset is None else jnp.where(reset, 0, values)
+
+
+def _sequential(reverse: bool, decay: Array, state: Array, drive: Array, reset: Array | None) -> tuple[Array, Array]:
     changes = decay.shape[0] == drive.shape[0]  # a decay that is the same at all steps is not read anew
 
     def step(state, inputs):
-        a, b = inputs if changes else (decay[0], inputs)
-        state = a * state + b
+        a, b, starts = inputs
+        state = (decay[0] if a is None else a) * _unless(starts, state) + b
         return state, state
 
-    inputs = (decay, drive) if changes else drive
+    inputs = (decay if changes else None, drive, reset)
     return scan_from_fresh(lax.scan, step, state, inputs, drive.shape[0], reverse)
 
 
-def _associative(reverse: bool, decay: Array, state: Array, drive: Array) -> tuple[Array, Array]:
+def _associative(reverse: bool, decay: Array, state: Array, drive: Array, reset: Array | None) -> tuple[Array, Array]:
     def combine(first, second):
-        return first[0] * second[0], second[0] * first[1] + second[1]
+        (a, b, reset), (next_a, next_b, next_reset) = first, second
+        either = None if reset is None else reset | next_reset
+        return a * next_a, next_b + _unless(next_reset, next_a * b), either
 
     decay = jnp.broadcast_to(decay, (drive.shape[0], *decay.shape[1:]))
-    products, states = lax.associative_scan(combine, (decay, drive), reverse=reverse)
-    states = states + products * state[None]
+    products, states, since = lax.associative_scan(combine, (decay, drive, reset), reverse=reverse)
+    states = states + _unless(since, products * state[None])
     return states[0 if reverse else -1], states
 
 

@@ -158,6 +158,41 @@ def test_what_the_gradient_costs_and_stores(implementation, constant, dtype):
     assert (costs(1024) >= 0.95 * np.array([products, arrays])).all()  # as many at a quarter of the steps
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_reset_stops_nan_in_values_and_gradients(implementation, reverse):
+    """The segments on both sides of a reset are as if alone, though the first state of the first is NaN."""
+    decay, drive, state = problem((5, 2, 3))
+    reset = np.zeros((5, 2), bool)
+    reset[1 if reverse else 3] = True
+
+    def total(scan, decay, drive, state):
+        last, states = scan(decay, drive, state)
+        return (last * 2).sum() + (states[:2] if reverse else states[3:]).sum()
+
+    def by_reset(decay, drive, state):
+        return js.linear_scan(decay, drive, state, reset=reset, reverse=reverse, implementation=implementation)
+
+    def alone(decay, drive, state):
+        part = slice(0, 2) if reverse else slice(3, 5)
+        last, states = looped(decay[part], drive[part], jnp.zeros_like(state), reverse)
+        return last, jnp.zeros_like(drive).at[part].set(states)
+
+    expected = jax.value_and_grad(functools.partial(total, alone), (0, 1))(decay, drive, state)
+    for start in (state, np.full_like(state, np.nan)):
+        ours = jax.value_and_grad(functools.partial(total, by_reset), (0, 1, 2))(decay, drive, start)
+        (value, (of_decay, *others)), (expected_value, (expected_decay, expected_drive)) = ours, expected
+        part = slice(0, 2) if reverse else slice(3, 5)  # the others' is 0 times what their state is
+        of_decay, expected_decay = of_decay[part], expected_decay[part]
+        pairs = zip(
+            (value, of_decay, *others), (expected_value, expected_decay, expected_drive, 0 * state), strict=True
+        )
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"needs a boolean reset of leading axes of the drive \(5, 2, 3\)"):
+        js.linear_scan(decay, drive, reset=reset[:4])
+
+
 def test_no_steps():
     decay, drive, state = problem((3,))
     last, states = js.linear_scan(decay, drive[:0], state)
