@@ -22,8 +22,10 @@ from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, over_time
 class NewtonInfo(NamedTuple):
     """How a parallel unroll went: whether it converged, after how many iterations, and how far the steps disagree.
 
-    `residual` is the largest |f(h_(t-1)) - h_t| over all steps, rows and units. Where `converged` is False the result
-    is that of the sequential loop, and the residual what the iterations had left.
+    `residual` is the largest |f(h_(t-1)) - h_t| over all steps, rows and units. It is a backward error: each step is
+    right for the state before it, but a chaotic recurrence, which lets small errors grow, may converge and still differ
+    from `unroll`. Where `converged` is False the result is that of the sequential loop, and the residual what the
+    iterations had left.
     """
 
     converged: Bool[Array, ""]
@@ -59,8 +61,9 @@ def newton_unroll(
     time. (Under `vmap` both are computed.)
 
     The gradient does not go through the iterations: it solves the adjoint recurrence, which is linear, by a parallel
-    scan too. With "quasi" that scan is a preconditioner and the solution is refined with products of the full Jacobian
-    until it is exact, or else computed by a loop. So gradients are those of `unroll` with either method; forward mode
+    scan too. With "quasi" that scan is a preconditioner and the solution is refined with products of the full Jacobian,
+    until what is left of the equations is within the default tolerance in each row and unit, or else computed by a
+    loop. So gradients are those of `unroll` with either method; forward mode
     and second derivatives work as well.
 
     Y. H. Lim et al., Parallelizing non-linear sequential models over the sequence length, ICLR 2024; the diagonal and
@@ -78,7 +81,8 @@ def newton_unroll(
         method: "newton" for dense Jacobians, "quasi" for their diagonals.
         damping: from 0 to 1; A is multiplied by 1 - damping, which helps where Newton's steps overshoot.
         max_iterations: after so many the loop over time takes over.
-        tolerance: of the residual, relative to the largest state or 1; by default eps ** 0.75 of the dtype.
+        tolerance: of what is left at each step, row and unit, relative to the state there, or to 1 if it is smaller; by
+            default eps ** 0.75 of the dtype.
 
     Returns:
         The final state, the outputs, and how it went.
@@ -182,23 +186,22 @@ def _solve(problem: _Problem, operands: Any) -> tuple[Array, NewtonInfo]:
     guess = jnp.broadcast_to(start, (problem.run.length, *start.shape))
     tolerance = problem.tolerance(start.dtype)
 
-    def residual(states):
-        difference = problem.stepped(operands, states) - states
-        return difference, jnp.max(jnp.abs(difference), initial=0)
+    def solved(states, difference):
+        return jnp.all(jnp.abs(difference) <= tolerance * jnp.maximum(jnp.abs(states), 1))  # False for NaN
 
     def unsolved(carry):
-        iteration, states, _, size = carry
-        done = size <= tolerance * jnp.maximum(jnp.max(jnp.abs(states)), 1)  # False for NaN
-        return ~done & (iteration < solver.max_iterations)
+        iteration, states, difference = carry
+        return ~solved(states, difference) & (iteration < solver.max_iterations)
 
     def improve(carry):
-        iteration, states, difference, _ = carry
+        iteration, states, difference = carry
         states = states + affine_scan((1 - solver.damping) * problem.local(operands, states), difference)
         states = jnp.where(jnp.isfinite(states), states, guess)  # early states are exact, later ones may overflow
-        return iteration + 1, states, *residual(states)
+        return iteration + 1, states, problem.stepped(operands, states) - states
 
-    iterations, states, _, size = lax.while_loop(unsolved, improve, (jnp.array(0), guess, *residual(guess)))
-    converged = size <= tolerance * jnp.maximum(jnp.max(jnp.abs(states)), 1)
+    first = (jnp.array(0), guess, problem.stepped(operands, guess) - guess)
+    iterations, states, difference = lax.while_loop(unsolved, improve, first)
+    converged, size = solved(states, difference), jnp.max(jnp.abs(difference), initial=0)
     states = lax.cond(converged, lambda: states, lambda: _loop(problem, operands))
     return states, NewtonInfo(converged, iterations, size)
 
@@ -227,11 +230,15 @@ def _refine(
 ) -> Array:
     """The solution of the linear recurrence, or its transpose: by scans with `local`, which may be a diagonal only."""
     approximate = functools.partial(affine_scan, local, transposed=transposed)
-    limit = problem.tolerance(b.dtype) * jnp.max(jnp.abs(b), initial=0)
+    tolerance = problem.tolerance(b.dtype)
+
+    def solved(solution, rest):
+        size = jnp.max(jnp.maximum(jnp.abs(b), jnp.abs(solution)), axis=0)  # of each row and unit, over time
+        return jnp.all((jnp.abs(rest) <= tolerance * size) & jnp.isfinite(rest))
 
     def unsolved(carry):
-        iteration, _, rest = carry
-        return ~(jnp.max(jnp.abs(rest), initial=0) <= limit) & (iteration < problem.solver.max_iterations)
+        iteration, solution, rest = carry
+        return ~solved(solution, rest) & (iteration < problem.solver.max_iterations)
 
     def improve(carry):
         iteration, solution, rest = carry
@@ -240,8 +247,9 @@ def _refine(
 
     first = approximate(b)
     _, solution, rest = lax.while_loop(unsolved, improve, (jnp.array(0), first, b - matvec(first)))
-    solved = jnp.max(jnp.abs(rest), initial=0) <= limit
-    return lax.cond(solved, lambda: solution, lambda: _linear_loop(problem, operands, states, b, transposed))
+    return lax.cond(
+        solved(solution, rest), lambda: solution, lambda: _linear_loop(problem, operands, states, b, transposed)
+    )
 
 
 def _loop(problem: _Problem, operands: Any) -> Array:

@@ -77,6 +77,30 @@ def test_no_recurrence_takes_more_iterations_than_steps():
     assert info.iterations >= TIME - 1  # without Jacobians an iteration makes one more state exact
 
 
+def test_large_rows_and_units_hide_no_error_of_small_ones():
+    cell = js.Stack((js.Elman(1, 1, activation="identity"), js.Elman(1, 8)))
+    params = jax.tree.map(lambda leaf: 2 * leaf, cell.init(jax.random.key(0)))
+    params = (params[0]._replace(recurrent_kernel=jnp.full((1, 1, 1), 0.9)), params[1])
+    x = jax.random.normal(jax.random.key(1), (30, 1))
+    xs = jnp.stack([x, x * 1e6])
+    _, ys, info = newton_unroll(cell, params, xs, tolerance=1e-4)
+    assert info.converged
+    np.testing.assert_allclose(ys, cell.unroll(params, xs)[1], atol=1e-2)
+
+
+def test_large_gradients_hide_no_error_of_small_ones():
+    cell = js.Elman(1, 3)
+    params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (2, 30, 1))
+    xs = xs.at[1].add(5)  # the second row saturates: its equations are solved in fewer iterations
+    weights = jnp.array([1.0, 1e10])[:, None, None]
+
+    def slopes(unroll):
+        return jax.grad(lambda xs: jnp.sum(weights * unroll(params, xs)[1]))(xs)
+
+    found = slopes(functools.partial(parallel, cell, method="quasi"))
+    np.testing.assert_allclose(found[0], slopes(cell.unroll)[0], rtol=0, atol=1e-9)
+
+
 def test_no_batch_length_0_and_float32():
     cell = js.GRU(2, 3)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), cell.init(jax.random.key(0)))
