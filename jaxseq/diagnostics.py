@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
+from jaxseq.core.precision import widen
 from jaxseq.core.unroll import Run, step_of
 from jaxseq.core.wrapper import Wrapper
 from jaxseq.gradients.flow import stable_norm
@@ -240,14 +241,14 @@ class _Jacobians(Wrapper):
         def body(carry, inputs):
             state, product, scale = carry
             function, vector = on_vectors(lambda state: step(state, inputs), state, len(run.batch_shape))
-            local = jacobian(function, vector)
+            local = widen(jacobian(function, vector))
             product = local @ product
             largest = jnp.max(jnp.abs(product), axis=(-2, -1), keepdims=True)
             largest = jnp.where(largest > 0, largest, 1)  # kept near 1: long products leave the range of floats
             product, scale = product / largest, scale + jnp.log(largest[..., 0])
             return (step(state, inputs)[0], product, scale), (local, product, scale)
 
-        dtype = flatten(state, len(run.batch_shape))[0].dtype
+        dtype = widen(flatten(state, len(run.batch_shape))[0]).dtype
         identity = jnp.broadcast_to(jnp.eye(units, dtype=dtype), (*run.batch_shape, units, units))
         carry = (state, identity, jnp.zeros((*run.batch_shape, 1), dtype))
         (state, *_), (local, product, scale) = lax.scan(body, carry, inputs, length=run.length, reverse=run.reverse)
@@ -273,10 +274,12 @@ class _Growth(Wrapper):
             state, directions = carry
             function, vector = on_vectors(lambda state: step(state, inputs), state, rank)
             _, push = jax.linearize(function, vector)
-            directions, lengths = jnp.linalg.qr(jax.vmap(push, in_axes=-1, out_axes=-1)(directions))
+            pushed = jax.vmap(push, in_axes=-1, out_axes=-1)(directions.astype(start.dtype))
+            directions, lengths = jnp.linalg.qr(widen(pushed))
             growth = jnp.log(jnp.abs(jnp.diagonal(lengths, axis1=-2, axis2=-1)))
             return (step(state, inputs)[0], directions), growth
 
-        directions = jnp.broadcast_to(jnp.eye(units, count, dtype=start.dtype), (*run.batch_shape, units, count))
+        generic = jax.random.normal(jax.random.key(0), (units, count), widen(start).dtype)  # no axis is singled out
+        directions = jnp.broadcast_to(jnp.linalg.qr(generic)[0], (*run.batch_shape, units, count))
         (state, _), growth = lax.scan(body, (state, directions), inputs, length=run.length)
         return state, growth

@@ -9,6 +9,7 @@ import pytest
 
 import jaxseq as js
 from jaxseq import diagnostics
+from jaxseq.gradients.flow import stable_norm
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -94,6 +95,15 @@ def test_gradient_flow_counts_what_no_square_can_hold():
     np.testing.assert_allclose(flow, 1e-3 ** np.arange(10.0, -1, -1), rtol=1e-5)
 
 
+def test_gradient_flow_of_an_explosion_is_not_0():
+    cell = js.Elman(1, 2, activation="identity")
+    params = js.initializers.identity(cell, cell.init(jax.random.key(0)), scale=1e200)
+    flow = diagnostics.gradient_flow(cell, params, jnp.zeros((4, 1)), lambda ys: ys[-1].sum())
+    assert jnp.isfinite(flow).tolist() == [False, False, True, True]
+    vectors = jnp.array([[jnp.nan, 1.0], [jnp.inf, 1.0], [3e200, 4e200], [0.0, 0.0]])
+    np.testing.assert_allclose(stable_norm(vectors), [jnp.nan, jnp.inf, 5e200, 0.0])
+
+
 def test_singular_values_are_those_of_the_jacobians():
     cell, params = elman()
     xs = jax.random.normal(jax.random.key(1), (2, 5, 2))
@@ -130,6 +140,26 @@ def test_lyapunov_exponents_of_a_linear_map_are_logs_of_its_eigenvalues():
     params = params._replace(recurrent_kernel=kernel)
     exponents = diagnostics.lyapunov_exponents(cell, params, jnp.zeros((2, 200, 2)), discard=100)
     np.testing.assert_allclose(exponents, np.broadcast_to(np.log(np.sort(np.abs(values))[::-1]), (2, 3)), atol=1e-6)
+
+
+def test_lyapunov_exponents_of_a_diagonal_map_are_logs_of_its_entries():
+    """The first axis is an eigenvector, and not that of the largest exponent."""
+    cell = js.Elman(1, 2, activation="identity")
+    params = cell.init(jax.random.key(0))._replace(recurrent_kernel=jnp.diag(jnp.array([0.1, 2.0]))[:, None])
+    exponents = diagnostics.lyapunov_exponents(cell, params, jnp.zeros((60, 1)), count=1, discard=40)
+    np.testing.assert_allclose(exponents, [np.log(2)], atol=1e-9)
+
+
+def test_bfloat16():
+    cell = js.Elman(1, 2, activation="identity")
+    params = js.initializers.identity(cell, cell.init(jax.random.key(0)), scale=0.5)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    xs = jnp.zeros((3, 4, 1), jnp.bfloat16)
+    np.testing.assert_allclose(
+        diagnostics.lyapunov_exponents(cell, params, xs), np.full((3, 2), np.log(0.5)), atol=1e-2
+    )
+    found = diagnostics.jacobian_singular_values(cell, params, xs[0])
+    np.testing.assert_allclose(found.product[:, 0], 0.5 ** np.arange(1, 5), rtol=1e-2)
 
 
 def test_fixed_points_of_three_units_are_all_found():

@@ -66,11 +66,14 @@ def state_gradients(
 
 
 def stable_norm(vectors: Float[Array, "*batch units"]) -> Float[Array, "*batch"]:
-    """The norm along the last axis, also of numbers whose squares no float holds; its gradient at 0 is 0."""
+    """The norm along the last axis, also of numbers whose squares no float holds; its gradient at 0 is 0.
+
+    It is inf or NaN where a vector holds inf or NaN.
+    """
     largest = lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, initial=0))
-    largest = jnp.where(largest > 0, largest, 1)
+    largest = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     squares = jnp.sum((vectors / largest[..., None]) ** 2, axis=-1)
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) * largest
+    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares))) * largest
 
 
 class _Shifted(Accompanied):

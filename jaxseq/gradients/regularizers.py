@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxseq.core import errors
+from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell, Params, SequenceLayer, State
 from jaxseq.core.kernels import kernel_mask as kernel_mask
 from jaxseq.core.unroll import Run, step_of
@@ -62,7 +62,7 @@ def activation(
     5.0
     """
     _check_outputs("activation", ys, mask)
-    return _mean(jnp.mean(ys**2, axis=-1), mask)
+    return _mean_square(ys, mask)
 
 
 def temporal_activation(
@@ -85,7 +85,8 @@ def temporal_activation(
         counted = jnp.ones(ys[..., 1:, 0].shape, bool)
         counted = counted if mask is None else counted & mask[..., 1:] & mask[..., :-1]
         counted = counted if reset is None else counted & ~reset[..., 1:]
-    return _mean(jnp.mean(jnp.diff(ys, axis=-2) ** 2, axis=-1), counted)
+    ys = ys if mask is None else masks.zero_unless(mask, ys)
+    return _mean_square(jnp.diff(ys, axis=-2), counted)
 
 
 def constant_flow(
@@ -139,7 +140,7 @@ class _Omega(Accompanied):
             gradient, _ = flatten(gradient, rank)
             (back,) = jax.vjp(function, vector)[1](gradient)
             norm = stable_norm(gradient)
-            return jnp.where(norm > 0, (stable_norm(back) / jnp.where(norm > 0, norm, 1) - 1) ** 2, 0)
+            return jnp.where(norm == 0, 0, (stable_norm(back) / jnp.where(norm == 0, 1, norm) - 1) ** 2)
 
         terms = over_time(term, run)(before, inputs, gradients)
         return state, terms if run.reset is None else jnp.where(run.reset, 0, terms)
@@ -150,9 +151,10 @@ def _over_kernels(layer: SequenceLayer, params: Params, function: Callable[[Arra
     return sum((jnp.sum(function(leaf)) for leaf, is_kernel in chosen if is_kernel), start=jnp.zeros(()))
 
 
-def _mean(values: Array, counted: Array | None) -> Float[Array, ""]:
-    counted = jnp.ones(values.shape, bool) if counted is None else counted
-    return jnp.sum(jnp.where(counted, values, 0)) / jnp.maximum(counted.sum(), 1).astype(values.dtype)
+def _mean_square(values: Array, counted: Array | None) -> Float[Array, ""]:
+    counted = jnp.ones(values.shape[:-1], bool) if counted is None else jnp.asarray(counted)
+    squares = jnp.mean(masks.zero_unless(counted, values) ** 2, axis=-1)  # zeroed before: no NaN reaches a gradient
+    return jnp.sum(squares) / jnp.maximum(counted.sum(), 1).astype(squares.dtype)
 
 
 def _check_outputs(name: str, ys: Any, *flags: Any) -> None:

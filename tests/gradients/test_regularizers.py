@@ -54,6 +54,23 @@ def test_activation_penalties_of_the_steps_that_count():
     assert regularizers.temporal_activation(ys, np.zeros((2, 5), bool)) == 0
 
 
+def test_nan_at_padding_reaches_neither_values_nor_gradients():
+    ys = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    mask = jnp.ones((2, 5), bool).at[0, 3:].set(False).at[1, 0].set(False)
+    for penalty in (regularizers.activation, regularizers.temporal_activation):
+        expected = jax.value_and_grad(penalty)(ys, mask)
+        padded = jnp.where(mask[..., None], ys, jnp.nan)
+        found = jax.value_and_grad(penalty)(padded, mask)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        assert found[0] > 0 and not found[1][~mask].any()
+
+
+def test_constant_flow_of_an_explosion_is_not_0():
+    cell = js.Elman(1, 2, activation="identity")
+    params = js.initializers.identity(cell, cell.init(jax.random.key(0)), scale=1e200)
+    assert not jnp.isfinite(regularizers.constant_flow(cell, params, jnp.zeros((5, 1)), lambda ys: ys[-1].sum()))
+
+
 def omega(kernel, inputs, hidden, gradients):
     """Pascanu's penalty of a tanh network with the states and gradients given, in NumPy."""
     total = 0.0
