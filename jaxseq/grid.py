@@ -75,12 +75,13 @@ def _read_columns(layer: Any, params: Any, xs: Array, run: Run) -> Array:
 
 def _read_rows(layer: Any, params: Any, xs: Array, run: Run) -> Array:
     """What a layer makes of each row of `[height, *batch, width, channels]`."""
-    batch_shape, width = (run.length, *run.batch_shape), xs.shape[-2]
-    keep = None if run.keep is None else jnp.broadcast_to(run.keep, (width, *batch_shape))
+    batch_shape, width = (*run.batch_shape, run.length), xs.shape[-2]
+    keep = None if run.keep is None else jnp.broadcast_to(jnp.moveaxis(run.keep, 0, -1), (width, *batch_shape))
     keys = None if run.keys is None or not run.length else jax.random.split(run.keys[0], width)
     run = Run(width, batch_shape, reverse=False, keep=keep, reset=None, keys=keys)
-    _, ys = layer._unroll(params, jnp.moveaxis(xs, -2, 0), layer.initial_state(params, batch_shape), run)
-    return jnp.moveaxis(ys, 0, -2)
+    xs = jnp.moveaxis(xs, (-2, 0), (0, -2))  # [width, *batch, height, channels]
+    _, ys = layer._unroll(params, xs, layer.initial_state(params, batch_shape), run)
+    return jnp.moveaxis(ys, (0, -2), (-2, 0))
 
 
 class Grid(Layers):

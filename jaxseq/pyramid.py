@@ -17,7 +17,7 @@ class Pyramid(Sequential):
     n layers give T / 2^(n - 1) steps, rounded up: a last step without a partner is paired with zeros. So each layer but
     the first reads twice the features that the one before gives. A pair counts if one of its steps does, what is masked
     in it being zeros; `output_mask` gives the mask of the outputs, for a loss or for attention. Pairs are of neighbours
-    in the array, so that gaps in the mask are not closed up. With `reverse=True` they are formed from the end.
+    in the array from its first step on, in both directions; gaps in the mask are not closed up.
 
     A `reset` is refused: it might come between the two steps of a pair.
 
@@ -53,14 +53,11 @@ class Pyramid(Sequential):
 
     def _between(self, xs: Any, run: Run) -> tuple[Any, Run]:
         def firsts(leaf):
-            return leaf[-1::-2][::-1] if run.reverse else leaf[::2]
+            return leaf[::2]
 
         def seconds(leaf):
-            leaf = leaf[-2::-2][::-1] if run.reverse else leaf[1::2]
-            if run.length % 2 == 0:
-                return leaf
-            alone = jnp.zeros((1, *leaf.shape[1:]), leaf.dtype)
-            return jnp.concatenate([alone, leaf] if run.reverse else [leaf, alone])
+            leaf = leaf[1::2]
+            return jnp.pad(leaf, [(0, run.length % 2)] + [(0, 0)] * (leaf.ndim - 1))
 
         def join(leaf):
             if leaf.ndim < 2 + len(run.batch_shape):

@@ -51,15 +51,31 @@ def by_hand(params, row, state, keep):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_equals_loops(reverse):
-    params, xs, state = random()
+    """In both directions: of 8 steps the pairs are the same from both ends."""
+    params, xs, state = random(time=8)
+    gaps = np.pad(GAPS, [(0, 0), (0, 1)], constant_values=True)
     flip = (lambda leaf: np.flip(leaf, 1)) if reverse else (lambda leaf: leaf)
-    junk = np.where(GAPS[..., None], xs, np.nan)
-    last, ys = LAYER.unroll(params, flip(junk), state, mask=flip(GAPS), reverse=reverse)
-    mask = LAYER.output_mask(flip(GAPS), reverse=reverse)
+    junk = np.where(gaps[..., None], xs, np.nan)
+    last, ys = LAYER.unroll(params, flip(junk), state, mask=flip(gaps), reverse=reverse)
+    mask = LAYER.output_mask(flip(gaps))
     for row in range(ROWS):
-        expected = by_hand(params, xs[row], [(part.hidden[row],) for part in state], GAPS[row])
+        expected = by_hand(params, xs[row], [(part.hidden[row],) for part in state], gaps[row])
         assert_same(([part.hidden[row] for part in last], flip(ys)[row]), expected[:2])
         assert flip(mask)[row].tolist() == expected[2]
+
+
+def test_two_pyramids_from_both_ends_form_the_same_pairs():
+    """Of an odd number of steps too: each output is of the steps that `output_mask` says."""
+    layer = js.Bidirectional(*[js.Pyramid((js.Elman(2, 3), js.Elman(6, 3)))] * 2, merge="both")
+    params, xs, _ = random(time=5)
+    params = layer.init(jax.random.key(0))
+    mask = np.zeros((ROWS, 5), bool)
+    mask[:, 1] = True
+    _, ys = layer.unroll(params, xs, mask=mask)
+    expected = layer.output_mask(mask)
+    assert expected[0].tolist() == [True, False, False]
+    for outputs in ys:
+        assert np.array_equal(np.asarray(outputs).any(-1), expected)
 
 
 @pytest.mark.parametrize("time", [0, 1, 2, 5, 8])

@@ -62,6 +62,8 @@ class TransformerBlock(Cell):
     ((3, 40, 5), (3, 16, 2, 4))
     """
 
+    free_state = False
+
     size: int
     heads: int
     window: int

@@ -32,6 +32,8 @@ class MovingAverage(Cell):
     [[1.0], [2.0], [5.0]]
     """
 
+    free_state = False
+
     keeps_size = True
 
     input_size: int

@@ -32,6 +32,8 @@ class DelayedElman(Recurrent):
     (5, 6)
     """
 
+    free_state = False
+
     gates: ClassVar[tuple[str, ...]] = ("h",)
 
     delays: tuple[int, ...]

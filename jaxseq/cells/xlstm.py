@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxseq.cells.gated import GATED_AXES, Gated, GatedParams, Recurrent, init_gated
 from jaxseq.core import masks
+from jaxseq.core.precision import widen
 from jaxseq.core.unroll import Run, scan_from_fresh
 
 _NEVER = -1e30  # the logarithm of a weight that is 0, finite so that differences of two are
@@ -40,9 +41,9 @@ class SLSTM(Gated):
         n' = exp(log σ(f) + m - m') n + exp(i - m')
         h' = σ(o) c' / n',   y = h'
 
-    m only keeps the exponentials in range; everything starts at 0. R is block-diagonal: a block for each of `heads`,
-    `recurrent_kernel` is `[hidden, gate, hidden / heads]`. The forget gate's bias starts at 1. The block around
-    the cell, with its norms and projections, is not part of it.
+    m only keeps the exponentials in range; c and n start at 0, and the first m' is i. R is block-diagonal: a block for
+    each of `heads`, `recurrent_kernel` is `[hidden, gate, hidden / heads]`. The forget gate's bias starts at 1. The
+    block around the cell, with its norms and projections, is not part of it.
 
     M. Beck et al., xLSTM: extended long short-term memory, NeurIPS 2024 (the paper's z is g; its forget gate may be
     exponential too).
@@ -54,6 +55,7 @@ class SLSTM(Gated):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
+    free_state = False
 
     _: dataclasses.KW_ONLY
     heads: int = 4
@@ -74,19 +76,19 @@ class SLSTM(Gated):
 
     def products(self, params: GatedParams, hidden: Array, x: Array) -> tuple[Array, Array]:
         from_input = self.product(x, params.input_kernel, params.bias)
-        units = hidden.reshape(*hidden.shape[:-1], self.heads, -1)
-        kernel = params.recurrent_kernel.reshape(self.heads, -1, *params.recurrent_kernel.shape[1:])
+        size = self.hidden_size // self.heads
+        units = hidden.reshape(*hidden.shape[:-1], self.heads, size)
+        kernel = params.recurrent_kernel.reshape(self.heads, size, *params.recurrent_kernel.shape[1:])
         return from_input, jnp.einsum("...hr,hrgu->...ghu", units, kernel).reshape(from_input.shape)
 
     def update(self, params: GatedParams, state: SLSTMState, from_input: Array, from_recurrent: Array) -> SLSTMState:
         i, f, g, o = self.split_gates(from_input + from_recurrent)
         kept = jax.nn.log_sigmoid(f) + state.stabilizer
-        stabilizer = jnp.maximum(kept, i)
-        forget, write = jnp.exp(kept - stabilizer), jnp.exp(i - stabilizer)
+        stabilizer = jnp.where(state.normalizer > 0, jnp.maximum(kept, i), i)  # as if m were -inf where all is empty
+        forget, write = jnp.exp(jnp.minimum(kept - stabilizer, 0)), jnp.exp(i - stabilizer)
         cell = forget * state.cell + write * jnp.tanh(g)
         normalizer = forget * state.normalizer + write
-        smallest = math.sqrt(jnp.finfo(normalizer.dtype).tiny)  # below, the gradient of the quotient is no number
-        hidden = jax.nn.sigmoid(o) * cell / jnp.maximum(normalizer, smallest)
+        hidden = jax.nn.sigmoid(o) * cell / normalizer  # 1 at least, from a state of its own on
         return SLSTMState(hidden, cell, normalizer, stabilizer)
 
 
@@ -130,6 +132,7 @@ class MLSTM(Recurrent):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o")
+    free_state = False
 
     _: dataclasses.KW_ONLY
     heads: int = 4
@@ -158,6 +161,7 @@ class MLSTM(Recurrent):
     def step(self, params: MLSTMParams, state: MLSTMState, x: Float[Array, "*batch input"], key: Any = None) -> Any:
         self.check(params, state, x)
         q, k, v, o, i, f = self._project(params, x)
+        dtype, state = x.dtype, jax.tree.map(widen, state)
         kept = jax.nn.log_sigmoid(f) + state.stabilizer
         stabilizer = jnp.maximum(kept, i)
         forget, write = jnp.exp(kept - stabilizer), jnp.exp(i - stabilizer)
@@ -165,14 +169,15 @@ class MLSTM(Recurrent):
         normalizer = forget[..., None] * state.normalizer + write[..., None] * k
         value, norm = jnp.einsum("...vk,...k->...v", memory, q), jnp.sum(normalizer * q, axis=-1)
         hidden = self._output(o, value, norm, stabilizer)
-        return MLSTMState(memory, normalizer, stabilizer), hidden
+        return _narrow(MLSTMState(memory, normalizer, stabilizer), dtype), hidden.astype(dtype)
 
     def _project(self, params: MLSTMParams, x: Array) -> list[Array]:
-        """q, k, v and o `[..., head, d]`, and the gates i and f `[..., head]`."""
+        """q, k, v and o `[..., head, d]`, and the gates i and f `[..., head]`, in float32 at least."""
         units = self.split_gates(self.product(x, params.input_kernel, params.bias))
-        q, k, v, o = (unit.reshape(*unit.shape[:-1], self.heads, -1) for unit in units)
-        gates = jnp.tensordot(x, params.gate_kernel, 1)
-        gates = gates + jnp.broadcast_to(params.gate_bias, gates.shape)
+        size = self.hidden_size // self.heads
+        q, k, v, o = (widen(unit).reshape(*unit.shape[:-1], self.heads, size) for unit in units)
+        gates = widen(jnp.tensordot(x, params.gate_kernel, 1))
+        gates = gates + jnp.broadcast_to(widen(params.gate_bias), gates.shape)
         return [q, k / math.sqrt(q.shape[-1]), v, o, gates[..., 0, :], gates[..., 1, :]]
 
     def _output(self, o: Array, value: Array, norm: Array, stabilizer: Array) -> Array:
@@ -208,9 +213,14 @@ class MLSTM(Recurrent):
         step = _chunk
         for _ in heads:
             step = jax.vmap(step)
-        state, (value, norm, stabilizer) = scan_from_fresh(lax.scan, step, state, inputs, len(inputs[0]), False)
-        ys = self._output(o, whole(value, -2), whole(norm, -1), whole(stabilizer, -1))
-        return state, ys if run.keep is None else masks.zero_unless(keep, ys)
+        wide = jax.tree.map(widen, state)
+        wide, (value, norm, stabilizer) = scan_from_fresh(lax.scan, step, wide, inputs, len(inputs[0]), False)
+        ys = self._output(o, whole(value, -2), whole(norm, -1), whole(stabilizer, -1)).astype(xs.dtype)
+        return _narrow(wide, xs.dtype), ys if run.keep is None else masks.zero_unless(keep, ys)
+
+
+def _narrow(state: MLSTMState, dtype: Any) -> MLSTMState:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), state)
 
 
 def _chunk(state: MLSTMState, chunk: Any) -> tuple[MLSTMState, Any]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxseq.cells.pointwise import DenseParams
 from jaxseq.core import errors, masks
 from jaxseq.core.unroll import Run
-from jaxseq.core.wrapper import Extended
+from jaxseq.core.wrapper import Extended, check_free
 
 _lecun = initializers.lecun_normal()
 
@@ -66,6 +66,7 @@ class Conditioned(Extended):
             raise ValueError(f'Conditioned needs input="concatenate", "add" or None, got {self.input!r}.')
         if not isinstance(self.state, bool):
             raise TypeError(f"Conditioned needs state=True or False, got {self.state!r}.")
+        check_free(self, self.cell if self.state else None)
         if self.input is None and not self.state:
             raise ValueError("Conditioned with input=None and state=False conditions nothing: choose one of them.")
         reads: Any = getattr(self.cell, "input_size", None) if self.cell.input_rank == 1 else None

@@ -104,6 +104,8 @@ class WeightDrop(Wrapper):
     (5, 3)
     """
 
+    changes_kernels = True
+
     rate: float
 
     def __post_init__(self) -> None:
@@ -138,6 +140,8 @@ class Zoneout(Wrapper):
     >>> cell.unroll(params, jnp.ones((5, 2)), key=jax.random.key(1))[1].shape
     (5, 3)
     """
+
+    changes_state = True
 
     rate: float | tuple[float, ...]
 

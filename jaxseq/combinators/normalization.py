@@ -14,6 +14,7 @@ from jaxseq.core.precision import widen
 from jaxseq.core.wrapper import Extended, Wrapper
 
 _TINY = 1e-30  # of a squared norm
+_FEATURES = ("input", "recurrent", "depth", "height", "width")  # what a unit adds up: axes of kernels
 
 
 class LayerNormParams(NamedTuple):
@@ -48,8 +49,8 @@ class LayerNorm(GatedWrapper, Extended):
         super().__post_init__()
         if not isinstance(self.cell, Gated) or type(self.cell).products is not Gated.products:
             raise TypeError(
-                f"{type(self).__name__} normalises the plain products of a gated cell, but {self.cell} changes them: "
-                f"put {type(self).__name__} inside, next to the cell."
+                f"{type(self).__name__} normalises the plain products of a gated cell, but {self.cell} has others: "
+                f"of several wrappers {type(self).__name__} goes next to the cell."
             )
 
     def init(self, key: Array) -> LayerNormParams:
@@ -84,7 +85,7 @@ class WeightNormParams(NamedTuple):
     """The parameters of a cell with normalised weights: directions in the place of its kernels, and their lengths."""
 
     cell: Any
-    scales: tuple[Float[Array, "gate units"], ...]
+    scales: tuple[Float[Array, "gate *units"], ...]
 
 
 class WeightNorm(Extended):
@@ -101,6 +102,8 @@ class WeightNorm(Extended):
     (5, 3)
     """
 
+    changes_kernels = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         kernel_axes(self.cell, "input", "recurrent")
@@ -108,35 +111,40 @@ class WeightNorm(Extended):
     def init(self, key: Array) -> WeightNormParams:
         params, scales = self.cell.init(key), []
 
-        def measure(_, kernel):
-            scales.append(_length(kernel))
+        def measure(index, kernel):
+            scales.append(_length(kernel, self._features[index]))
             return kernel
 
         map_kernels(self.cell, params, measure, "input", "recurrent")
         return WeightNormParams(params, tuple(scales))
 
     def axes(self) -> Any:
-        units = [names[-1] for names in kernel_axes(self.cell, "input", "recurrent") if names]
-        return WeightNormParams._make((self.cell.axes(), tuple(PartitionSpec("gate", unit) for unit in units)))
+        kernels = [names for names in kernel_axes(self.cell, "input", "recurrent") if names]
+        units = [[name for name in names if name not in ("gate", *_FEATURES)] for names in kernels]
+        return WeightNormParams._make((self.cell.axes(), tuple(PartitionSpec("gate", *names) for names in units)))
 
     def inner(self, params: WeightNormParams) -> Any:
         scales = iter(params.scales)
 
-        def scale(_, kernel):
-            factor = next(scales) / _length(kernel)
-            return kernel * jnp.broadcast_to(jnp.expand_dims(factor, _features(kernel)), kernel.shape)
+        def scale(index, kernel):
+            axes = self._features[index]
+            factor = next(scales) / _length(kernel, axes)
+            return kernel * jnp.broadcast_to(jnp.expand_dims(factor, axes), kernel.shape)
 
         return map_kernels(self.cell, params.cell, scale, "input", "recurrent")
 
+    @property
+    def _features(self) -> list[tuple[int, ...]]:
+        """The axes of the features in each kernel, with its gates first as `map_kernels` gives it."""
+        rest = [
+            [name for name in names or () if name != "gate"] for names in kernel_axes(self.cell, "input", "recurrent")
+        ]
+        return [tuple(1 + axis for axis, name in enumerate(names) if name in _FEATURES) for names in rest]
 
-def _features(kernel: Array) -> tuple[int, ...]:
-    """The axes of a kernel `[gates, features, ..., units]` between gates and units."""
-    return tuple(range(1, kernel.ndim - 1))
 
-
-def _length(kernel: Array) -> Float[Array, "gate units"]:
+def _length(kernel: Array, axes: tuple[int, ...]) -> Float[Array, "gate *units"]:
     """The length of the weights of each unit."""
-    return jnp.sqrt(jnp.maximum((kernel**2).sum(_features(kernel)), _TINY))
+    return jnp.sqrt(jnp.maximum((kernel**2).sum(axes), _TINY))
 
 
 class SpectralBound(Wrapper):
@@ -145,8 +153,9 @@ class SpectralBound(Wrapper):
         R' = R min(1, bound / σ_max(R)) for each gate
 
     It takes any cell, a Stack too, that has kernels whose first axis is "recurrent" in `axes()`. With bound <= 1 the
-    gradient through h' = tanh(x W + h R' + b) cannot grow. A sequence costs one singular value decomposition a gate; a
-    kernel with a window is taken as the matrix of all its places.
+    gradient through h' = tanh(x W + h R' + b) cannot grow. A sequence costs one singular value decomposition a gate. A
+    kernel is taken as it is stored: the places of a window and the blocks of an sLSTM as one matrix, a Clockwork kernel
+    whole.
 
     Y. Yoshida and T. Miyato, Spectral norm regularization, arXiv:1705.10941, 2017, penalise what is bounded here.
 
@@ -156,6 +165,8 @@ class SpectralBound(Wrapper):
     >>> print(f"{jnp.linalg.norm(kernel[:, 0], 2):.2f}")
     0.50
     """
+
+    changes_kernels = True
 
     _: dataclasses.KW_ONLY
     bound: float = 1.0

@@ -52,6 +52,8 @@ class Phased(Extended):
     (5, 3)
     """
 
+    changes_state = True
+
     _: dataclasses.KW_ONLY
     max_period: float = 1000.0
     leak: float = 0.001

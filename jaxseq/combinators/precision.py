@@ -1,7 +1,7 @@
 """How a cell's params are treated: as constants, or multiplied in low precision."""
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,12 @@ from jaxtyping import Array
 from jaxseq.core import errors
 from jaxseq.core.unroll import Run
 from jaxseq.core.wrapper import Wrapper
+
+
+class Attached(NamedTuple):
+    """The params of a frozen cell, constants, with a memory that is none."""
+
+    cell: Any
 
 
 class Frozen(Wrapper):
@@ -26,7 +32,15 @@ class Frozen(Wrapper):
     """
 
     def inner(self, params: Any) -> Any:
-        return jax.tree.map(jax.lax.stop_gradient, params)
+        return params.cell if isinstance(params, Attached) else jax.tree.map(jax.lax.stop_gradient, params)
+
+    def attach(self, params: Any, memory: Any, mask: Any = None) -> Any:
+        params = params.cell if isinstance(params, Attached) else params
+        attached = self.cell.attach(params, memory, mask)
+        before = {id(leaf) for leaf in jax.tree.leaves(params)}
+        if memory is None or all(id(leaf) in before for leaf in jax.tree.leaves(attached)):
+            return attached
+        return Attached(self.cell.attach(jax.tree.map(jax.lax.stop_gradient, params), memory, mask))
 
 
 class MixedPrecision(Wrapper):

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxseq.combinators.conditioning import Conditioned
 from jaxseq.combinators.noise import Drawn
-from jaxseq.core.wrapper import Extended, Wrapper, each_array, follow
+from jaxseq.core.wrapper import Extended, Wrapper, each_array, follow, layers_within
 
 
 class LearnedStateParams(NamedTuple):
@@ -30,6 +31,16 @@ class LearnedState(Extended):
     >>> cell.initial_state(params, (1,)).hidden.tolist()
     [[1.0, 1.0, 1.0]]
     """
+
+    changes_state = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for layer in layers_within(self.cell):
+            if isinstance(layer, RandomState) or (isinstance(layer, Conditioned) and layer.state):
+                raise TypeError(
+                    f"LearnedState and {type(layer).__name__} both say where the state starts: use one of them."
+                )
 
     def init(self, key: Array) -> LearnedStateParams:
         params = self.cell.init(key)
@@ -70,6 +81,8 @@ class RandomState(Wrapper):
     (5, 3)
     """
 
+    changes_state = True
+
     _: dataclasses.KW_ONLY
     scale: float = 1.0
 
@@ -106,6 +119,8 @@ class Clip(Wrapper):
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
     (5, 3)
     """
+
+    changes_state = True
 
     bound: float | tuple[float | None, ...]
 

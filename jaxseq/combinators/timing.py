@@ -99,6 +99,8 @@ class Delay(Wrapper):
     ((5, 3), 4)
     """
 
+    free_state = False
+
     steps: int
 
     def __post_init__(self) -> None:

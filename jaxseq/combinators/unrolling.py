@@ -41,6 +41,8 @@ class Remat(Wrapper):
     (10, 3)
     """
 
+    unrolls = True
+
     every: int | None = None
 
     def __post_init__(self) -> None:
@@ -123,6 +125,8 @@ class Feedback(Wrapper):
     >>> ys.shape
     (3, 2)
     """
+
+    keeps_size = False  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -157,12 +157,12 @@ class SequenceLayer(abc.ABC):
         return run
 
     @final
-    def output_mask(self, mask: Bool[Array, "*batch time"], reverse: bool = False) -> Bool[Array, "*batch steps"]:
+    def output_mask(self, mask: Bool[Array, "*batch time"]) -> Bool[Array, "*batch steps"]:
         """The mask of the outputs, given that of the inputs: the same, unless a layer changes the number of steps."""
         mask = jnp.asarray(mask)
         errors.check_flags(self, mask, "mask", mask.shape)
         keep = jnp.moveaxis(mask, -1, 0)
-        run = self.output_run(Run(mask.shape[-1], mask.shape[:-1], reverse, keep=keep, reset=None, keys=None))
+        run = self.output_run(Run(mask.shape[-1], mask.shape[:-1], False, keep=keep, reset=None, keys=None))
         return jnp.moveaxis(run.keep, 0, -1)  # pyright: ignore[reportArgumentType]
 
     @final
@@ -231,7 +231,12 @@ class Cell(SequenceLayer):
     A new cell gives `init`, `initial_state` and `step` and inherits the rest; one that reads tokens declares
     `input_rank = 0`. At padded steps it is given x = 0, so
     values and gradients must be finite there: x / |x| is not, x / (|x| + 1) is.
+
+    `free_state = False` says that the arrays of the state belong together, as a sum and its count do: wrappers that
+    draw, learn, mix or clip states refuse such a cell.
     """
+
+    free_state: ClassVar[bool] = True
 
     @abc.abstractmethod
     def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> State:

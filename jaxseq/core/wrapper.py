@@ -1,7 +1,8 @@
 """Cells around another cell."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,26 @@ class Wrapper(Cell):
 
     cell: Cell
 
+    changes_state: ClassVar[bool] = False  # draws, learns, mixes or clips the arrays of the cell's state
+    changes_kernels: ClassVar[bool] = False
+    unrolls: ClassVar[bool] = False  # gives another gradient, or memory, by how it unrolls
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.cell, Cell):
             what = "has no step: it reads whole sequences" if isinstance(self.cell, SequenceLayer) else "is not a cell"
             raise TypeError(f"{type(self).__name__} needs a cell, but {self.cell!r} {what}.")
+        name, own = type(self).__name__, type(self)
+        by_step = own._unroll is Wrapper._unroll and (own.step is not Wrapper.step or _starts_anew(own))
+        for layer in layers_within(self.cell):
+            inner = type(layer).__name__
+            if by_step and getattr(layer, "unrolls", False):
+                raise TypeError(
+                    f"{name} unrolls step by step, so that {inner} inside would do nothing: put {inner} around."
+                )
+            if self.changes_kernels and getattr(layer, "changes_kernels", False):
+                raise TypeError(f"{name} and {inner} both change kernels and would undo each other: use one of them.")
+        check_free(self, self.cell if self.changes_state else None)
 
     @property
     def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -74,7 +90,7 @@ class Wrapper(Cell):
         return self.cell.step(self.inner(params), state, x, key)
 
     def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
-        starts = run.reset is None or type(self).initial_state is Wrapper.initial_state  # as the cell's resets do
+        starts = run.reset is None or not _starts_anew(type(self))  # as the cell's resets do
         if starts and type(self).step is Wrapper.step:
             return self.cell._unroll(self.inner(params), xs, state, run)
         return super()._unroll(params, xs, state, run)
@@ -97,6 +113,28 @@ class Extended(Wrapper):
 
     def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Any) -> Params:
         return params._replace(cell=self.cell.map_layers(function, params.cell))
+
+
+def check_free(wrapper: SequenceLayer, cell: Cell | None) -> None:
+    """Raises TypeError if the wrapper may not change the arrays of the cell's state one by one."""
+    for layer in layers_within(cell) if cell is not None else ():
+        if isinstance(layer, Cell) and not layer.free_state:
+            name = type(wrapper).__name__
+            raise TypeError(f"{name} changes arrays of the state one by one, but those of {layer} belong together.")
+
+
+def _starts_anew(wrapper: type[Wrapper]) -> bool:
+    return wrapper.initial_state is not Wrapper.initial_state
+
+
+def layers_within(layer: SequenceLayer) -> Iterator[SequenceLayer]:
+    """A layer, and all that it holds in its fields."""
+    yield layer
+    for field in dataclasses.fields(layer):  # pyright: ignore[reportArgumentType]
+        value = getattr(layer, field.name)
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, SequenceLayer):
+                yield from layers_within(inner)
 
 
 def follow(y: Any, state: State, changed: State) -> Any:

@@ -35,6 +35,8 @@ class Truncated(Wrapper):
     (True, True)
     """
 
+    unrolls = True
+
     window: int
     reach: int | None = None
 

@@ -140,3 +140,25 @@ def test_no_loop_over_steps():
 def test_heads_divide_the_units(kind, heads):
     with pytest.raises(ValueError, match=rf"{kind.__name__} needs heads that divide hidden_size=6: {heads}"):
         kind(2, 6, heads=heads)
+
+
+@pytest.mark.parametrize("bias", [-100.0, -40.0, 0.0, 40.0])
+def test_the_first_output_does_not_depend_on_the_input_gate(bias):
+    """From an empty memory h = σ(o) tanh(g), whatever the input gate is."""
+    cell = js.SLSTM(2, 4, heads=2)
+    params = cell.init(jax.random.key(0))
+    params = params._replace(bias=params.bias.at[0].set(bias))
+    x = jnp.array([0.3, -1.0])
+    _, y = cell.step(params, cell.initial_state(params), x)
+    g, o = (x @ params.input_kernel[:, gate] + params.bias[gate] for gate in (2, 3))
+    np.testing.assert_allclose(y, jax.nn.sigmoid(o) * jnp.tanh(g), rtol=1e-6)
+
+
+def test_mlstm_in_bfloat16_is_near_float32_over_many_steps():
+    cell = js.MLSTM(8, 8, heads=2)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), cell.init(jax.random.key(0)))
+    xs = jax.random.normal(jax.random.key(1), (300, 8)).astype(jnp.bfloat16)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, xs))
+    expected = np.asarray(cell.unroll(*wide)[1])
+    error = np.asarray(cell.unroll(params, xs)[1], np.float32) - expected
+    assert np.sqrt((error**2).mean()) < 0.05 * np.sqrt((expected**2).mean())

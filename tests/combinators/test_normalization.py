@@ -110,6 +110,13 @@ def test_weight_norm_starts_as_the_cell():
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(lambda p: cell.unroll(p, XS)[1].sum())(zero)))
 
 
+def test_weight_norm_of_heads_and_windows():
+    cell = js.WeightNorm(js.TransformerBlock(8, 2, window=4))
+    assert [scale.shape for scale in cell.init(jax.random.key(0)).scales] == [(1, 3, 2, 4), (1, 32)]
+    cell = js.WeightNorm(js.ConvLSTM((4, 4, 2), 3, 3))
+    assert [scale.shape for scale in cell.init(jax.random.key(0)).scales] == [(4, 3), (4, 3)]
+
+
 def test_spectral_bound():
     lstm = js.LSTM(INPUT, HIDDEN)
     cell = js.SpectralBound(lstm, bound=1.5)
@@ -125,9 +132,13 @@ def test_spectral_bound():
 
 
 def test_wrong_use():
+    with pytest.raises(TypeError, match="SpectralBound and WeightNorm both change kernels and would undo each other"):
+        js.SpectralBound(js.Stack((js.WeightNorm(js.LSTM(2, 3)),)))
+    with pytest.raises(TypeError, match="WeightNorm and WeightDrop both change kernels"):
+        js.WeightNorm(js.WeightDrop(js.LSTM(2, 3), 0.5))
     with pytest.raises(TypeError, match=r"LayerNorm works on the products of a gated cell .* but GRUv1"):
         js.LayerNorm(js.GRUv1(2, 3))
-    with pytest.raises(TypeError, match="normalises the plain products .* put LayerNorm inside, next to the cell"):
+    with pytest.raises(TypeError, match="normalises the plain products .* LayerNorm goes next to the cell"):
         js.LayerNorm(js.RecurrentDropout(js.LSTM(2, 3), 0.5))
     with pytest.raises(TypeError, match="Map.* has no input or recurrent kernel"):
         js.WeightNorm(js.Map("tanh"))

@@ -86,7 +86,47 @@ def test_mixed_precision_rounds_the_factors_of_every_product():
     )
 
 
+def test_what_is_attached_to_a_frozen_cell_is_not_frozen():
+    conditioned = js.Conditioned(js.LSTM(5, 4), 2)
+    cell = js.Frozen(conditioned)
+    params, vector = cell.init(jax.random.key(0)), jnp.ones((2, 2))
+
+    def total(layer):
+        return lambda params, vector: layer.unroll(layer.attach(params, vector), XS)[1].sum()
+
+    of_params, of_vector = jax.grad(total(cell), (0, 1))(params, vector)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(of_params))
+    np.testing.assert_allclose(of_vector, jax.grad(total(conditioned), 1)(params, vector), rtol=1e-6)
+    assert of_vector.any()
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lambda: js.Zoneout(js.SLSTM(2, 4), 0.1),
+        lambda: js.RandomState(js.Stack((js.MLSTM(2, 4), js.Dense(4, 2)))),
+        lambda: js.LearnedState(js.MovingAverage(2, 3)),
+        lambda: js.Clip(js.TransformerBlock(4, 2, window=3), 1.0),
+        lambda: js.Phased(js.Delay(js.Elman(2, 3), 2)),
+        lambda: js.Conditioned(js.SLSTM(2, 4), 3, input=None, state=True),
+    ],
+)
+def test_a_state_whose_arrays_belong_together_is_left_alone(cell):
+    with pytest.raises(TypeError, match="changes arrays of the state one by one, but those of .* belong together"):
+        cell()
+
+
+@pytest.mark.parametrize("wrap", [lambda cell: js.Zoneout(cell, 0.1), lambda cell: js.Clip(cell, 1.0), js.LearnedState])
+@pytest.mark.parametrize("inner", [lambda cell: js.Truncated(cell, 2), js.Remat])
+def test_what_would_lose_another_way_to_unroll_is_refused(wrap, inner):
+    with pytest.raises(TypeError, match="unrolls step by step, so that .* inside would do nothing: put .* around"):
+        wrap(inner(js.LSTM(2, 3)))
+    wrap(js.LSTM(2, 3))
+
+
 def test_wrong_use():
+    with pytest.raises(TypeError, match="LearnedState and RandomState both say where the state starts"):
+        js.LearnedState(js.RandomState(js.LSTM(2, 3)))
     with pytest.raises(TypeError, match="LearnedState needs a cell with a floating state to learn, but Dense"):
         js.LearnedState(js.Dense(2, 3)).init(jax.random.key(0))
     with pytest.raises(ValueError, match=re.escape("Clip needs a bound > 0, got -1")):
