@@ -52,18 +52,16 @@ class Pyramid(Sequential):
         return super()._unroll(params, xs, state, run)
 
     def _between(self, xs: Any, run: Run) -> tuple[Any, Run]:
-        def firsts(leaf):
-            return leaf[::2]
-
-        def seconds(leaf):
-            leaf = leaf[1::2]
-            return jnp.pad(leaf, [(0, run.length % 2)] + [(0, 0)] * (leaf.ndim - 1))
+        def pairs(leaf):
+            """The two steps of each pair, the one that is read first before the other."""
+            leaf = jnp.pad(leaf, [(0, run.length % 2)] + [(0, 0)] * (leaf.ndim - 1))
+            return (leaf[1::2], leaf[::2]) if run.reverse else (leaf[::2], leaf[1::2])
 
         def join(leaf):
             if leaf.ndim < 2 + len(run.batch_shape):
                 raise ValueError(f"Pyramid joins the features of two steps, but a layer in {self} gives no features.")
-            return jnp.concatenate([firsts(leaf), seconds(leaf)], axis=-1)
+            return jnp.concatenate(pairs(leaf), axis=-1)
 
-        keep = None if run.keep is None else firsts(run.keep) | seconds(run.keep)
-        keys = None if run.keys is None else firsts(run.keys)
+        keep = None if run.keep is None else jnp.logical_or(*pairs(run.keep))
+        keys = None if run.keys is None else run.keys[::2]
         return jax.tree.map(join, xs), run._replace(length=(run.length + 1) // 2, keep=keep, keys=keys)
