@@ -31,7 +31,11 @@ class Wrapper(Cell):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.cell, Cell):
-            what = "has no step: it reads whole sequences" if isinstance(self.cell, SequenceLayer) else "is not a cell"
+            what = (
+                "has no step: it reads whole sequences; wrap the cells inside it"
+                if isinstance(self.cell, SequenceLayer)
+                else "is not a cell"
+            )
             raise TypeError(f"{type(self).__name__} needs a cell, but {self.cell!r} {what}.")
         name, own = type(self).__name__, type(self)
         by_step = own._unroll is Wrapper._unroll and (own.step is not Wrapper.step or _starts_anew(own))
