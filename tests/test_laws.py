@@ -112,8 +112,9 @@ def at(tree, index):
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def program(name: str) -> Program:
+    jax.clear_caches()  # of the layer before: a hundred programs are gigabytes
     return Program(zoo.ZOO[name].layer, zoo.ZOO[name].memory)
 
 
