@@ -121,6 +121,7 @@ def lyapunov_exponents(
         key: for noise.
 
     Raises:
+        TypeError: if the state has no floating numbers, or complex ones.
         ValueError: if `count` is not from 1 to the number of units, or `discard` leaves no step.
 
     >>> import jaxseq as js

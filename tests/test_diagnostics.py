@@ -68,6 +68,21 @@ def test_state_gradients_of_a_stack_are_total_derivatives():
     np.testing.assert_allclose(flow, norms, rtol=1e-10)
 
 
+@pytest.mark.parametrize("cell", [js.LRU(2, 3), js.S5(2, 6)])
+def test_state_gradients_of_complex_units(cell):
+    """h' = a h + b x, y = Re(c h) + d x: dL/dh_t = c w_t + a dL/dh_(t+1), the parts of the conjugate."""
+    params = cell.init(jax.random.key(0))
+    xs, weights = jax.random.normal(jax.random.key(1), (2, 5, 2))
+    real, imag = diagnostics.state_gradients(cell, params, xs, lambda ys: jnp.sum(ys * weights))
+    decay = np.asarray(cell.discretize(params)[0])
+    output = np.asarray(params.output_kernel[:, 0] + 1j * params.output_kernel[:, 1])
+    output = output * (2 if isinstance(cell, js.S5) else 1)
+    gradient = np.zeros(decay.shape, complex)
+    for t in reversed(range(5)):
+        gradient = output @ np.asarray(weights[t]) + decay * gradient
+        np.testing.assert_allclose(real[t] - 1j * imag[t], gradient, atol=1e-12)
+
+
 def test_gradient_flow_of_batches_masks_and_resets():
     cell, params = elman()
     xs = jax.random.normal(jax.random.key(1), (2, 6, 2))

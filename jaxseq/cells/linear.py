@@ -87,8 +87,8 @@ class LinearRecurrence(Cell):
         self.check(params, state, x)
         dtype = errors.float_dtype(params)
         decay, drive = self.coefficients(params, x)
-        hidden = jnp.broadcast_to(decay, drive.shape) * self.pack(state) + drive
-        return self.unpack(hidden, dtype), self.read(params, hidden, x).astype(dtype)
+        state = self.unpack(jnp.broadcast_to(decay, drive.shape) * self.pack(state) + drive, dtype)
+        return state, self.read(params, self.pack(state), x).astype(dtype)  # of the state itself: gradients find it
 
     def _unroll(self, params: Any, xs: Array, state: Any, run: Run) -> Any:
         dtype = errors.float_dtype(params)

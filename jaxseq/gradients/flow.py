@@ -14,7 +14,7 @@ from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.equations import evaluate, inline, read
 from jaxseq.core.unroll import Run, unroll_steps
 from jaxseq.core.wrapper import Wrapper
-from jaxseq.gradients.jacobians import Accompanied, Beside, is_floating
+from jaxseq.gradients.jacobians import Accompanied, Beside, check_real, is_floating
 
 
 def state_gradients(
@@ -33,6 +33,10 @@ def state_gradients(
     It is the total derivative: the loss depends on the state of step t through all that the step computes from it, such
     as its output or the layers above, and through all later steps. Where `mask` is False it is 0.
 
+    What counts is what the step computes from the arrays that it returns as its state. It misses what a step computes
+    beside them from what they are made of: an output that reads a complex number whose parts the state holds, or all
+    that one traced call (`jax.checkpoint`, `lax.scan`) gives together with the state.
+
     Args:
         cell: any cell; arrays of its state that are no floating numbers, which have no gradient, are left out.
         params: its params.
@@ -44,7 +48,7 @@ def state_gradients(
         key: for noise.
 
     Raises:
-        TypeError: if the state has no floating numbers.
+        TypeError: if the state has no floating numbers, or complex ones.
 
     >>> import jaxseq as js
     >>> cell = js.Plain(js.Elman(1, 1, activation="identity"))
@@ -57,6 +61,7 @@ def state_gradients(
     states = jax.eval_shape(
         lambda params, xs, state: States(cell).unroll(params, xs, state, **options), params, xs, state
     )
+    check_real("state", states[0])
     zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(states[1][0]) if is_floating(leaf)]
     if not zeros:
         raise TypeError(

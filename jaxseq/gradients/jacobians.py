@@ -1,6 +1,7 @@
 """The state of any cell as a vector, and the Jacobian of its step, row by row of the batch."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseq.cells.pointwise import differs_under_vmap
+from jaxseq.core import errors
 from jaxseq.core.unroll import Run
 from jaxseq.core.wrapper import Wrapper
 
@@ -38,14 +40,27 @@ def is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
+def check_real(name: str, tree: Any) -> None:
+    """Raises TypeError if complex numbers would be taken for constants."""
+    if any(jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"Derivatives are those of real numbers, but the {name} holds complex ones: {errors.shape_of(tree)}. Hold "
+            "their real and imaginary parts as arrays of their own."
+        )
+
+
 def flatten(state: Any, batch_rank: int) -> tuple[Float[Array, "*batch units"], Callable[[Array], Any]]:
     """The floating numbers of a state in one axis, and the way back, which gives the other arrays as they were."""
+    check_real("state", state)
     leaves, tree = jax.tree.flatten(state)
     floating = [leaf for leaf in leaves if is_floating(leaf)]
     if not floating:
         raise TypeError(f"A state without floating numbers has no derivatives: {tree}.")
     dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in floating])
-    parts = [leaf.astype(dtype).reshape(*leaf.shape[:batch_rank], -1) for leaf in floating]
+    sizes = [math.prod(leaf.shape[batch_rank:]) for leaf in floating]
+    parts = [
+        leaf.astype(dtype).reshape(*leaf.shape[:batch_rank], size) for leaf, size in zip(floating, sizes, strict=True)
+    ]
     ends = [0]
     for part in parts:
         ends.append(ends[-1] + part.shape[-1])

@@ -17,6 +17,7 @@ the sequence goes on. The influence has the size of state times params, or, by t
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -28,8 +29,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell, Params, State
+from jaxseq.core.precision import widen
 from jaxseq.core.unroll import Run, scan_from_fresh, step_of
-from jaxseq.gradients.jacobians import Accompanied, Beside, flatten, is_floating, jacobian, on_vectors
+from jaxseq.gradients.jacobians import Accompanied, Beside, check_real, flatten, is_floating, jacobian, on_vectors
 
 Method = Literal["rtrl", "snap1"]
 
@@ -46,9 +48,13 @@ def start(cell: Cell, params: Params, batch_shape: tuple[int, ...] = (), *, meth
 
     "rtrl" is exact for any cell. Of a state of n floating numbers it carries `[*batch, n, *param]` for each array of
     the params. "snap1" carries `[*batch, arrays of the state, *param]`: of each param only the influence on the unit
-    that it belongs to. It needs a cell whose params and state all have the units as their last axis, and where unit j
-    reads in one step no param of another unit, as in an Elman, LSTM or GRU; what the state before gives to a step's
-    loss is then an approximation. It is exact where no unit reads the state of another, as in an IndRNN.
+    that it belongs to. It needs a cell whose params and state all have the units as their last axis, and where the new
+    state of unit j depends, the state before being given, on the params of unit j alone. So it is in an Elman, LSTM or
+    GRU, but not where units mix within a step: a normalisation over units, a gate that multiplies the state before the
+    recurrent product, a layer above another. Such cells are found, by a step with random numbers, and refused. What the
+    state before gives to a step's loss is an approximation, exact where no unit reads the state of another, as in an
+    IndRNN. It saves memory rather than time: with n units and k arrays of state, a step costs n k pushes of a
+    perturbation through the step.
 
     R. J. Williams and D. Zipser, A learning algorithm for continually running fully recurrent neural networks, Neural
     Computation 1, 1989; J. Menick et al., Practical real time recurrent learning with a sparse approximation, ICLR
@@ -56,7 +62,8 @@ def start(cell: Cell, params: Params, batch_shape: tuple[int, ...] = (), *, meth
 
     Raises:
         ValueError: if the method is unknown.
-        TypeError: if the state has no floating numbers or, for "snap1", an array has another last axis.
+        TypeError: if the state has no floating numbers, or complex ones; for "snap1" also if an array has another last
+            axis, or units mix within a step.
 
     >>> import jaxseq as js
     >>> cell = js.LSTM(2, 3)
@@ -173,7 +180,7 @@ class _Learner(Accompanied):
         kind = _kind(self.cell, params, state, rank, self.method)
 
         def body(carried, arrays):
-            carry, value, slopes = carried
+            carry, sums = carried
             inputs, target = arrays
 
             def advance(params, state):
@@ -187,12 +194,14 @@ class _Learner(Accompanied):
                     )
                 return jnp.sum(losses if run.keep is None else masks.zero_unless(inputs[1], losses))
 
-            carry, now, slope = _advance(advance, kind, params, carry, loss)
-            return (carry, value + now, jax.tree.map(jnp.add, slopes, slope)), ()
+            carry, *terms = _advance(advance, kind, params, carry, loss)
+            return (carry, _add_to(sums, tuple(terms))), ()
 
         slopes = [jnp.zeros_like(leaf) for leaf in _floats(params)[0]]
-        first = (Influence(state, influence), jnp.zeros((), slopes[0].dtype), slopes)
-        (carry, value, slopes), _ = scan_from_fresh(lax.scan, body, first, (inputs, targets), run.length, run.reverse)
+        sums = (jnp.zeros((), slopes[0].dtype), slopes)
+        first = (Influence(state, influence), jax.tree.map(widen, sums))  # small terms of long sums are not lost
+        (carry, wide), _ = scan_from_fresh(lax.scan, body, first, (inputs, targets), run.length, run.reverse)
+        value, slopes = _add_to(sums, wide)
         return (carry, value, _like(params, slopes)), ()
 
 
@@ -228,7 +237,7 @@ class _Exact(NamedTuple):
         """The influence after a step whose Jacobian is `local`."""
 
         def each(before, now):
-            flat = before.reshape(*before.shape[: self.rank + 1], -1)
+            flat = before.reshape(*before.shape[: self.rank + 1], math.prod(before.shape[self.rank + 1 :]))
             return (local @ flat).reshape(before.shape) + now
 
         return list(map(each, influence, immediate))
@@ -270,7 +279,7 @@ class _Snap1(NamedTuple):
         blocks = jnp.diagonal(blocks, axis1=-3, axis2=-1)  # [*batch, arrays, arrays, units]
 
         def each(before, now):
-            rows = before.reshape(*before.shape[: self.rank + 1], -1, units)
+            rows = before.reshape(*before.shape[: self.rank + 1], math.prod(before.shape[self.rank + 1 : -1]), units)
             return jnp.einsum("...abu,...bru->...aru", blocks, rows).reshape(before.shape) + now
 
         return list(map(each, influence, immediate))
@@ -278,12 +287,13 @@ class _Snap1(NamedTuple):
     def contract(self, of_state: Array, influence: Array) -> Array:
         """The gradient with respect to a param from that with respect to the state."""
         of_state = self._units(of_state)
-        rows = influence.reshape(*of_state.shape[:-1], -1, of_state.shape[-1])
+        kept = math.prod(influence.shape[self.rank + 1 : -1])
+        rows = influence.reshape(*of_state.shape[:-1], kept, of_state.shape[-1])
         summed = (of_state[..., None, :] * rows).sum(axis=tuple(range(self.rank + 1)))
         return summed.reshape(influence.shape[self.rank + 1 :])
 
     def _units(self, vector: Array) -> Array:
-        return vector.reshape(*vector.shape[:-1], self.arrays, -1)
+        return vector.reshape(*vector.shape[:-1], self.arrays, vector.shape[-1] // self.arrays)
 
 
 def _kind(cell: Cell, params: Params, state: State, rank: int, method: Any) -> _Exact | _Snap1:
@@ -300,11 +310,59 @@ def _kind(cell: Cell, params: Params, state: State, rank: int, method: Any) -> _
             f"{errors.shape_of(params)} and a state {errors.shape_of(state)}: use rtrl, or put what reads the cell's "
             "output into the loss."
         )
+    leaves, tree = jax.tree.flatten(params)
+    if _mixes_units(cell, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)):
+        raise TypeError(
+            f"snap1 needs a cell where one step's new state of a unit depends on the params of that unit alone, but in "
+            f"{cell} units mix within a step: use rtrl."
+        )
     return _Snap1(rank, len(floats))
+
+
+@functools.lru_cache(maxsize=64)
+def _mixes_units(cell: Cell, tree: Any, kinds: tuple) -> bool:
+    """Whether params of some units change the new state of others, at random numbers that saturate no activation."""
+    params = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
+    units = _floats(params)[0][0].shape[-1]
+    bits = np.arange(units) >> np.arange(max(units - 1, 0).bit_length())[:, None] & 1  # each two units differ in one
+    chosen = np.concatenate([bits, 1 - bits])
+
+    def generic(key, abstract, scale=1.0):
+        def leaf(abstract, key):
+            if not is_floating(abstract):
+                return jax.lax.full(abstract.shape, 0, abstract.dtype)
+            return scale * jax.random.uniform(key, abstract.shape, abstract.dtype, 0.1, 1)
+
+        leaves, tree = jax.tree.flatten(abstract)
+        return jax.tree.unflatten(tree, list(map(leaf, leaves, jax.random.split(key, max(len(leaves), 1)))))
+
+    @jax.jit
+    def probe(keys):
+        given = generic(keys[0], params, 1 / units)
+        state = generic(keys[1], jax.eval_shape(cell.initial_state, given))
+        x = generic(keys[2], jax.eval_shape(cell.zero_input, given))
+        floats, rebuild = _floats(given)
+        direction = generic(keys[3], floats)
+
+        def reaches_others(chosen):
+            dots = [leaf * jnp.broadcast_to(chosen, leaf.shape).astype(leaf.dtype) for leaf in direction]
+            _, dot = jax.jvp(lambda floats: flatten(cell.step(rebuild(floats), state, x)[0], 0)[0], (floats,), (dots,))
+            return jnp.any((dot.reshape(dot.size // units, units) != 0) & (chosen == 0))
+
+        return jnp.any(jax.vmap(reaches_others)(jnp.asarray(chosen)))
+
+    with jax.ensure_compile_time_eval():
+        return bool(probe(jax.random.split(jax.random.key(0), 4)))
+
+
+def _add_to(sums: Any, terms: Any) -> Any:
+    """Sums in the dtypes that they have."""
+    return jax.tree.map(lambda total, term: total + term.astype(total.dtype), sums, terms)
 
 
 def _floats(params: Params) -> tuple[list[Array], Callable[[list[Array]], Params]]:
     """The floating arrays of the params, and the params with others in their place."""
+    check_real("params", params)
     leaves, tree = jax.tree.flatten(params)
 
     def rebuild(floats):

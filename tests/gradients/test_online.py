@@ -131,6 +131,68 @@ def test_a_sequence_in_two_parts():
     assert_close((first + second, jax.tree.map(jnp.add, early, late)), (value, slopes))
 
 
+@pytest.mark.parametrize(
+    "cell", [js.GRUv1(2, 3), js.MGU(2, 3), js.Stack((js.Elman(3, 3), js.Elman(3, 3))), js.LayerNormLSTM(2, 3)]
+)
+def test_snap1_refuses_cells_whose_units_mix(cell):
+    with pytest.raises(TypeError, match="units mix within a step: use rtrl|whose last axis is the units"):
+        online.start(cell, cell.init(jax.random.key(0)), method="snap1")
+
+
+def test_snap1_starts_under_jit():
+    cell = js.GRU(2, 3)
+    params = cell.init(jax.random.key(0))
+    carry = jax.jit(lambda params: online.start(cell, params, (ROWS,), method="snap1"))(params)
+    assert not carry.state.hidden.any()
+
+
+def test_long_sums_of_narrow_numbers():
+    cell = js.Elman(1, 1, activation="identity")
+    params = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.bfloat16), cell.init(jax.random.key(0)))
+    xs = jnp.zeros((1000, 1), jnp.bfloat16)
+    _, value, slopes = online.gradient(cell, params, xs, lambda y, target: 1 + y[..., 0])
+    assert value.dtype == slopes.bias.dtype == jnp.bfloat16
+    assert value == 1000 and slopes.bias[0, 0] == 1000
+
+
+@pytest.mark.parametrize("method", ["rtrl", "snap1"])
+def test_no_rows(method):
+    cell = js.LSTM(2, 3)
+    params = cell.init(jax.random.key(0))
+    per_row = lambda y, target: jnp.sum(y, axis=-1)  # noqa: E731
+    carry, value, slopes = online.gradient(cell, params, jnp.ones((0, 4, 2)), per_row, method=method)
+    assert carry.state.hidden.shape == (0, 3) and value == 0
+    assert not any(leaf.any() for leaf in jax.tree.leaves(slopes))
+
+
+class Phase(js.Cell):
+    """A cell of a complex state beside a real one."""
+
+    input_size: int = 2
+
+    def init(self, key):
+        return jnp.ones(3)
+
+    def initial_state(self, params, batch_shape=()):
+        zeros = jnp.zeros((*batch_shape, 3))
+        return zeros, jax.lax.complex(zeros, zeros)
+
+    def step(self, params, state, x, key=None):
+        return (state[0] + params, state[1] * 1j), state[0]
+
+
+def test_complex_states_are_refused():
+    cell = Phase()
+    params, xs = cell.init(None), jnp.ones((4, 2))
+    complaint = r"the state holds complex ones: .*complex128\[3\]"
+    with pytest.raises(TypeError, match=complaint):
+        online.gradient(cell, params, xs, lambda y, target: jnp.sum(y))
+    with pytest.raises(TypeError, match=complaint):
+        js.diagnostics.lyapunov_exponents(cell, params, xs)
+    with pytest.raises(TypeError, match=complaint):
+        js.diagnostics.state_gradients(cell, params, xs, jnp.sum)
+
+
 def test_errors():
     cell = js.Elman(2, 3)
     params, xs, _, _ = problem(cell)
