@@ -17,15 +17,17 @@ class Truncated(Wrapper):
 
     The outputs are taken in windows of `window` steps, the last one shorter if need be. What a window's outputs give to
     the gradient passes back through the `reach` steps that end with the window, and no further: there the state is a
-    constant. (These are k1 and k2 of Williams and Peng.) With `reach=None`, the default, it is `window`, and windows
-    share no step; else each step is computed about reach / window times. Where `reach` covers the sequence this is full
-    back-propagation, also into the first state. The final state counts to the last window.
+    constant. (These are h' and h of BPTT(h; h') of Williams and Peng, k1 and k2 of Sutskever.) With `reach=None`, the
+    default, it is `window`, and windows share no step; else each step is computed about reach / window times. Where
+    `reach` covers the sequence this is full back-propagation, also into the first state. The final state counts to the
+    last window.
 
     To train window by window, with an update after each, call `unroll` of the cell itself on one window after the
     other, with the state in which the one before ended: a state that is given is a constant.
 
     R. J. Williams and J. Peng, An efficient gradient-based algorithm for on-line training of recurrent network
-    trajectories, Neural Computation 2, 1990.
+    trajectories, Neural Computation 2, 1990; I. Sutskever, Training recurrent neural networks, PhD thesis, University
+    of Toronto, 2013.
 
     >>> import jaxseq as js
     >>> cell = Truncated(js.LSTM(2, 3), window=5, reach=10)
