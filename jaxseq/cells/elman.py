@@ -1,11 +1,11 @@
 """The simple recurrent network."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Float
 
-from jaxseq.cells.gated import Gated, GatedParams
+from jaxseq.cells.gated import Gated
 from jaxseq.core.activations import Activation, activation
 
 
@@ -37,8 +37,8 @@ class Elman(Gated):
     _: dataclasses.KW_ONLY
     activation: Activation = "tanh"
 
-    def initial_state(self, params: GatedParams, batch_shape: tuple[int, ...] = ()) -> ElmanState:
+    def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> ElmanState:
         return ElmanState(self.zeros(params, batch_shape))
 
-    def update(self, params: GatedParams, state: ElmanState, from_input: Array, from_recurrent: Array) -> ElmanState:
+    def update(self, params: Any, state: ElmanState, from_input: Array, from_recurrent: Array) -> ElmanState:
         return ElmanState(activation(self.activation)(from_input + from_recurrent))

@@ -35,7 +35,7 @@ class LayerNorm(GatedWrapper, Extended):
 
     J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, arXiv:1607.06450, 2016.
 
-    >>> import jaxseq as js
+    >>> import jax, jaxseq as js
     >>> cell = LayerNorm(js.GRU(2, 3))
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
     (5, 3)
@@ -71,7 +71,7 @@ class RMSNorm(LayerNorm):
 
     As `LayerNorm`, without the mean. B. Zhang and R. Sennrich, Root mean square layer normalization, NeurIPS 2019.
 
-    >>> import jaxseq as js
+    >>> import jax, jaxseq as js
     >>> cell = RMSNorm(js.LSTM(2, 3))
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
     (5, 3)
@@ -96,7 +96,7 @@ class WeightNorm(Extended):
 
     T. Salimans and D. P. Kingma, Weight normalization, NeurIPS 2016.
 
-    >>> import jaxseq as js
+    >>> import jax, jaxseq as js
     >>> cell = WeightNorm(js.LSTM(2, 3))
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
     (5, 3)
@@ -159,7 +159,7 @@ class SpectralBound(Wrapper):
 
     Y. Yoshida and T. Miyato, Spectral norm regularization, arXiv:1705.10941, 2017, penalise what is bounded here.
 
-    >>> import jaxseq as js
+    >>> import jax, jaxseq as js
     >>> cell = SpectralBound(js.Elman(2, 3), bound=0.5)
     >>> kernel = cell.inner(cell.init(jax.random.key(0))).recurrent_kernel
     >>> print(f"{jnp.linalg.norm(kernel[:, 0], 2):.2f}")
