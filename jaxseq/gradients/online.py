@@ -360,7 +360,7 @@ def _add_to(sums: Any, terms: Any) -> Any:
     return jax.tree.map(lambda total, term: total + term.astype(total.dtype), sums, terms)
 
 
-def _floats(params: Params) -> tuple[list[Array], Callable[[list[Array]], Params]]:
+def _floats(params: Params) -> tuple[list[Any], Callable[[list[Any]], Params]]:
     """The floating arrays of the params, and the params with others in their place."""
     check_real("params", params)
     leaves, tree = jax.tree.flatten(params)
