@@ -33,7 +33,7 @@ class Task(NamedTuple):
 def adding(length: int) -> Task:
     """The sum of the two marked of `length` numbers in [0, 1); always saying 1 has a squared error of 1/6.
 
-    Hochreiter and Schmidhuber 1997; the form with one mark in each half of Le et al. 2015.
+    Hochreiter and Schmidhuber 1997; one mark in each half as in Arjovsky et al. 2016.
     """
 
     def draw(key: jax.Array, rows: int) -> Batch:
