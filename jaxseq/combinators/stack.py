@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxseq.core import errors
@@ -113,7 +114,12 @@ class Sequential(Layers):
     def zero_input(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> Any:
         self._check(params)
         first = next((index for index, layer in enumerate(self.layers) if not layer.keeps_size), 0)
-        return self.layers[first].zero_input(params[first], batch_shape)
+        zero, dtype = self.layers[first].zero_input(params[first], batch_shape), errors.float_dtype(params)
+
+        def cast(leaf):  # a first layer without params does not know the dtype
+            return leaf.astype(dtype) if dtype and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        return jax.tree.map(cast, zero)
 
     def output_run(self, run: Run) -> Run:
         for index, layer in enumerate(self.layers):
