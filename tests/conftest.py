@@ -15,3 +15,10 @@ def forget_programs():
     """What a file has compiled is no use to the next, and adds up to gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def float64():
+    """Float64 by default, for files that say `pytestmark = pytest.mark.usefixtures("float64")`."""
+    with jax.enable_x64(True):
+        yield

@@ -11,11 +11,7 @@ import jaxseq as js
 from jaxseq import diagnostics
 from jaxseq.gradients.flow import stable_norm
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Henon(js.Cell):

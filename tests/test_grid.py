@@ -17,11 +17,7 @@ RNG = np.random.default_rng(0)
 CELLS = [js.Elman2D((WIDTH, CHANNELS), HIDDEN), js.LSTM2D((WIDTH, CHANNELS), HIDDEN)]
 ROWS = np.array([True, False, True, True])
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random(layer):

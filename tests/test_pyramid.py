@@ -15,11 +15,7 @@ RNG = np.random.default_rng(0)
 LAYER = js.Pyramid((js.Elman(INPUT, 3), js.Elman(6, 2), js.Elman(4, 3)))
 GAPS = np.array([[1, 1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]], bool)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random(layer=LAYER, time=TIME):

@@ -13,11 +13,7 @@ from jaxseq import losses
 
 TIME, INPUT, HIDDEN, CLASSES = 5, 3, 4, 6
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random(*shape, seed=0):

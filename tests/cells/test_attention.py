@@ -18,11 +18,7 @@ from tests.test_laws import GAPS, NEVER, QUICK, RESETS, ROWS, TIME, assert_same,
 SIZE, HEADS = 8, 2
 RNG = np.random.default_rng(0)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random(block, *leading):

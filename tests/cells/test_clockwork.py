@@ -12,11 +12,7 @@ import jaxseq as js
 BATCH, TIME, PERIODS = 2, 13, (1, 2, 6)
 CELL = js.ClockworkRNN(3, 6, periods=PERIODS)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @functools.cache

@@ -9,11 +9,7 @@ import jaxseq as js
 
 BATCH, TIME = 2, 5
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("shortcut", [False, True])

@@ -10,11 +10,7 @@ import jaxseq as js
 BATCH, TIME = 2, 5
 CELL = js.Jordan(2, 4, 3, output_activation="softmax")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_like(tree, key):

@@ -12,11 +12,7 @@ from jaxseq.cells import diagonal
 BATCH, TIME, INPUT, HIDDEN = 2, 6, 3, 4
 RNG = np.random.default_rng(0)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_params(cell):

@@ -14,11 +14,7 @@ BATCH, TIME, INPUT, KEY, VALUE, HEADS = 2, 11, 3, 4, 5, 2
 RNG = np.random.default_rng(0)
 LAYERS = [js.GatedLinearAttention, js.GatedDeltaNet]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_params(cell):

@@ -13,11 +13,7 @@ BATCH, TIME, INPUT, HEADS, SIZE = 2, 11, 3, 2, 3
 HIDDEN = HEADS * SIZE
 RNG = np.random.default_rng(0)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def sigm(a):

@@ -10,11 +10,7 @@ import jaxseq as js
 
 BATCH, TIME, SIZE = 3, 4, 5
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def vectors(*shape):

@@ -12,11 +12,7 @@ LETTERS, WORDS, SENTENCES = js.LSTM(2, 3), js.GRU(3, 4), js.Elman(4, 2)
 XS = np.random.default_rng(0).normal(size=(TIME, 2))
 ENDS = [0, 1, 0, 0, 2, 1, 0, 1, 0]  # words of letters 0-1, 2-4, 5, 6-7 and an open one; a sentence of two words
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_each_cell_reads_what_the_segments_below_end_with():

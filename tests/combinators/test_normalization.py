@@ -13,11 +13,7 @@ TIME, INPUT, HIDDEN = 5, 3, 4
 RNG = np.random.default_rng(0)
 XS = RNG.normal(size=(TIME, INPUT))
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_params(cell):

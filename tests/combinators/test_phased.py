@@ -10,11 +10,7 @@ import jaxseq as js
 INPUT, HIDDEN, TIME = 2, 5, 40
 RNG = np.random.default_rng(0)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def sigm(a):

@@ -9,11 +9,7 @@ import jaxseq as js
 
 TIME = 4
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def sigmoid(z):

@@ -10,11 +10,7 @@ import jaxseq as js
 BATCH, TIME = 2, 9
 XS = np.random.default_rng(0).normal(size=(BATCH, TIME, 2))
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def sigmoid(z):

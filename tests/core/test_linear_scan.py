@@ -22,11 +22,7 @@ SHAPES = {  # of the decay, beside a drive [5, 2, 3]
     "a number": (),
 }
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def problem(shape, dtype=np.float64):

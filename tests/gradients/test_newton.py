@@ -14,11 +14,7 @@ from tests.zoo import RunningMean
 
 ROWS, TIME = 3, 20
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 CELLS = {

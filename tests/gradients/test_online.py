@@ -12,11 +12,7 @@ from jaxseq import online
 
 ROWS, TIME = 2, 7
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 CELLS = {

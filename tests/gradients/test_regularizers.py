@@ -11,11 +11,7 @@ import pytest
 import jaxseq as js
 from jaxseq import regularizers
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 CELL = js.Stack((js.Embed(4, 2), js.ProjectedLSTM(2, 4, 3), js.Residual(js.GRU(3, 3)), js.Dense(3, 4)))

@@ -12,11 +12,7 @@ import jaxseq as js
 CELL = js.Stack((js.LSTM(2, 3), js.Dropout(0.5), js.Elman(3, 2)))
 ROWS = 2
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def problem(time):
