@@ -1,7 +1,7 @@
 """Pure functions for sequence models in JAX.
 
 Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, LayerNormLSTM, GRU, GRUv1, MinimalGRU, Embed,
-OneHot, Dense, Concatenate, Map.
+OneHot, Dense, FeatureNorm, Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway, SLSTM, MLSTM; Phased, around a cell.
 Over images: ConvLSTM, ConvGRU, Elman2D, LSTM2D.
@@ -92,6 +92,8 @@ from .cells.minimal import MUT2 as MUT2
 from .cells.minimal import MUT3 as MUT3
 from .cells.minimal import UGRNN as UGRNN
 from .cells.minimal import LiGRU as LiGRU
+from .cells.normalized import FeatureNorm as FeatureNorm
+from .cells.normalized import FeatureNormParams as FeatureNormParams
 from .cells.normalized import LayerNormLSTM as LayerNormLSTM
 from .cells.normalized import LayerNormLSTMParams as LayerNormLSTMParams
 from .cells.pointwise import Concatenate as Concatenate

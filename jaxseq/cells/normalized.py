@@ -1,7 +1,7 @@
-"""Normalisation of a layer's products, and the layer-normalised LSTM."""
+"""Normalised features, normalised products, and the layer-normalised LSTM."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxseq.cells.gated import GATED_AXES, Gated
 from jaxseq.cells.lstm import LSTM, LSTMState
+from jaxseq.cells.pointwise import Pointwise
+from jaxseq.core import errors
 from jaxseq.core.activations import activation
 from jaxseq.core.precision import widen
 
@@ -43,6 +45,70 @@ def _along(z: Array, values: Array) -> Array:
     """Values of gates and units in the layout and shape of the product `z`."""
     values = values.reshape(-1) if z.shape[-1] == values.size else values
     return jnp.broadcast_to(values, z.shape)
+
+
+class FeatureNormParams(NamedTuple):
+    """The parameters of normalised features; `shift` is None where there is none, with "rms"."""
+
+    scale: Float[Array, "size"]
+    shift: Float[Array, "size"] | None
+
+
+class FeatureNorm(Pointwise):
+    """Each step's features, normalised over themselves.
+
+        kind="layer":  y = s (x - mean(x)) / sqrt(var(x) + ε) + b
+        kind="rms":    y = s x / sqrt(mean(x²) + ε)
+
+    s starts at 1, b at 0. It stands before the cell in a block with a shortcut, in a `Stack` inside `Residual`.
+    `LayerNorm` and `RMSNorm` normalise the products inside a gated cell instead.
+
+    J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, arXiv:1607.06450, 2016; B. Zhang and R. Sennrich, Root
+    mean square layer normalization, NeurIPS 2019; before each part of a block as R. Xiong et al., On layer
+    normalization in the Transformer architecture, ICML 2020.
+
+    >>> import jaxseq as js
+    >>> block = js.Residual(js.Stack((FeatureNorm(4), js.LRU(4, 8), js.Map("gelu"), js.Dense(4, 4))))
+    >>> cell = js.Stack((js.Dense(2, 4), block, block, FeatureNorm(4), js.Dense(4, 1)))
+    >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
+    (5, 1)
+    """
+
+    size: int
+    _: dataclasses.KW_ONLY
+    kind: Literal["layer", "rms"] = "layer"
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in ("layer", "rms"):
+            raise ValueError(f'FeatureNorm needs kind="layer" or "rms", got {self.kind!r}.')
+        if not self.epsilon > 0:
+            raise ValueError(f"FeatureNorm needs epsilon > 0, got {self.epsilon}.")
+
+    @property
+    def input_size(self) -> int:
+        return self.size
+
+    @property
+    def output_size(self) -> int:
+        return self.size
+
+    def init(self, key: Array) -> FeatureNormParams:
+        return FeatureNormParams(jnp.ones(self.size), jnp.zeros(self.size) if self.kind == "layer" else None)
+
+    def axes(self) -> Any:
+        spec = PartitionSpec("size")
+        return FeatureNormParams._make((spec, spec if self.kind == "layer" else None))
+
+    def apply(
+        self, params: FeatureNormParams, x: Float[Array, "*batch size"], key: Array | None = None
+    ) -> Float[Array, "*batch size"]:
+        errors.check_params(self, params)
+        errors.check_features(self, x, self.size)
+        errors.check_dtype(self, x, params.scale.dtype)
+        y = standardize(x, params.scale, self.epsilon, center=self.kind == "layer")
+        return y if params.shift is None else y + jnp.broadcast_to(params.shift, y.shape)
 
 
 class LayerNormLSTMParams(NamedTuple):

@@ -31,7 +31,7 @@ class LayerNorm(GatedWrapper, Extended):
         z_x = s_x (x W - mean) / sqrt(var + ε) + b,   z_h = s_h (h R - mean) / sqrt(var + ε) (+ a recurrent bias)
 
     It takes any `Gated` cell: LSTM and its variants, GRU, Elman. The scales start at 1. A memory cell is not
-    normalised; `LayerNormLSTM` does that too.
+    normalised; `LayerNormLSTM` does that too. `FeatureNorm` normalises what stands between cells.
 
     J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, arXiv:1607.06450, 2016.
 
@@ -46,6 +46,11 @@ class LayerNorm(GatedWrapper, Extended):
     epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
+        if isinstance(self.cell, int):
+            raise TypeError(
+                f"{type(self).__name__} normalises the products inside a gated cell, got {self.cell}: "
+                "FeatureNorm(size) normalises features."
+            )
         super().__post_init__()
         if not isinstance(self.cell, Gated) or type(self.cell).products is not Gated.products:
             raise TypeError(

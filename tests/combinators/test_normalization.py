@@ -140,3 +140,52 @@ def test_wrong_use():
         js.WeightNorm(js.Map("tanh"))
     with pytest.raises(ValueError, match="SpectralBound needs a bound > 0, got 0.0"):
         js.SpectralBound(js.LSTM(2, 3), bound=0)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_feature_norm_is_that_of_torch(kind):
+    torch = peer("torch")
+    theirs = {"layer": torch.nn.LayerNorm, "rms": torch.nn.RMSNorm}[kind](HIDDEN, eps=1e-3, dtype=torch.float64)
+    cell = js.FeatureNorm(HIDDEN, kind=kind, epsilon=1e-3)
+    params, xs = random_params(cell), 3 + 2 * RNG.normal(size=(2, TIME, HIDDEN))
+    pairs = zip(theirs.parameters(), jax.tree.leaves(params), strict=True)  # scale, and shift where there is one
+    with torch.no_grad():
+        for parameter, leaf in pairs:
+            parameter.copy_(torch.tensor(leaf))
+    inputs = torch.tensor(xs, requires_grad=True)
+    outputs = theirs(inputs)
+    outputs.sin().sum().backward()
+
+    def loss(params, xs):
+        ys = cell.unroll(params, xs)[1]
+        return jnp.sin(ys).sum(), ys
+
+    (of_params, of_xs), ys = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, xs)
+    close(ys, outputs.detach().numpy())
+    close(of_xs, inputs.grad.numpy())
+    for parameter, leaf in zip(theirs.parameters(), jax.tree.leaves(of_params), strict=True):
+        close(leaf, parameter.grad.numpy())
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_feature_norm_in_bfloat16_sums_in_float32(kind):
+    """In bfloat16 the mean of 4096 numbers near 100 is off by more than they differ from each other."""
+    cell = js.FeatureNorm(4096, kind=kind)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), cell.init(jax.random.key(0)))
+    x = jnp.asarray(100 + 4 * RNG.normal(size=4096), jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    expected = layer_norm(wide) if kind == "layer" else rms_norm(wide)
+    _, y = cell.step(params, (), x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=2**-8 * np.abs(expected).max())
+
+
+def test_feature_norm_errors():
+    with pytest.raises(ValueError, match="kind=.* got 'batch'"):
+        js.FeatureNorm(3, kind="batch")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="epsilon > 0, got 0.0"):
+        js.FeatureNorm(3, epsilon=0)
+    with pytest.raises(ValueError, match="got inputs with 4 features"):
+        js.FeatureNorm(3).unroll(js.FeatureNorm(3).init(jax.random.key(0)), jnp.ones((2, 4)))
+    with pytest.raises(TypeError, match=r"RMSNorm normalises the products inside .*, got 64: FeatureNorm\(size\)"):
+        js.RMSNorm(64)  # pyright: ignore[reportArgumentType]
