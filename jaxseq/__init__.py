@@ -15,7 +15,7 @@ Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, GatedLine
 linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Gradients through time: Truncated, newton_unroll; the modules diagnostics, initializers, online, regularizers.
+Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
 To write your own: Cell, SequenceLayer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended. `help` of
 each has its equations, shapes and an example.
@@ -169,7 +169,7 @@ from .gradients import online as online
 from .gradients import regularizers as regularizers
 from .gradients.newton import NewtonInfo as NewtonInfo
 from .gradients.newton import newton_unroll as newton_unroll
-from .gradients.truncated import Truncated as Truncated
+from .gradients.truncated import truncated_unroll as truncated_unroll
 from .grid import Grid as Grid
 from .grid import ReNet as ReNet
 from .pyramid import Pyramid as Pyramid

@@ -22,7 +22,7 @@ from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.precision import widen
 from jaxseq.core.unroll import Run, step_of
-from jaxseq.core.wrapper import Wrapper
+from jaxseq.core.wrapper import Reader
 from jaxseq.gradients.flow import stable_norm
 from jaxseq.gradients.flow import state_gradients as state_gradients
 from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, on_vectors
@@ -232,7 +232,7 @@ def _descend(cell: Cell, optimizer: Any, steps: int, params: Params, xs: Any, st
     return flatten(starts, 1)[1](vectors), vectors, speed(vectors), jacobian(advance, vectors)
 
 
-class _Jacobians(Wrapper):
+class _Jacobians(Reader, function="jacobian_singular_values"):
     """Gives the singular values of the Jacobians of the steps, and of their products, instead of outputs."""
 
     def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[State, Any]:
@@ -257,7 +257,7 @@ class _Jacobians(Wrapper):
         return state, (singular(local), singular(product) * jnp.exp(scale))
 
 
-class _Growth(Wrapper):
+class _Growth(Reader, function="lyapunov_exponents"):
     """Gives the log of the growth of orthonormal perturbations in each step instead of outputs."""
 
     count: int | None

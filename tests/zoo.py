@@ -211,7 +211,6 @@ ZOO: dict[str, Line] = {
     ),
     "remat": Line(js.Remat(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), every=4), noisy=True),
     "remat_root": Line(js.Remat(js.Elman(2, 3))),
-    "truncated": Line(js.Truncated(js.Stack((js.LSTM(2, 3), js.Dropout(0.5))), window=2, reach=6), noisy=True),
     "plain": Line(js.Plain(js.GRU(2, 3))),
     "states": Line(js.States(js.LSTM(2, 3))),
     "feedback": Line(js.Feedback(js.Stack((js.Elman(2, 3), js.Dense(3, 2))))),

@@ -41,7 +41,7 @@ class Remat(Wrapper):
     (10, 3)
     """
 
-    unrolls = True
+    saves_memory = True
 
     every: int | None = None
 

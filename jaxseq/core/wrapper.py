@@ -19,20 +19,20 @@ class Wrapper(Cell):
     that has more of them extends `Extended`.
 
     One that changes `step` unrolls by it, and so does, where there are resets, one that changes `initial_state`. What
-    is special in how the inner cell unrolls (`Remat`, `Plain`) therefore goes around such a wrapper, not into it.
+    the inner cell does to save memory when it unrolls (`Remat`) therefore goes around such a wrapper, not into it.
     """
 
     cell: Cell
 
     changes_state: ClassVar[bool] = False  # draws, learns, mixes or clips the arrays of the cell's state
     changes_kernels: ClassVar[bool] = False
-    unrolls: ClassVar[bool] = False  # gives another gradient, or memory, by how it unrolls
+    saves_memory: ClassVar[bool] = False  # by how it unrolls
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.cell, Cell):
             what = (
-                "has no step: it reads whole sequences; wrap the cells inside it"
+                "has no step: it reads whole sequences; give it the cells inside"
                 if isinstance(self.cell, SequenceLayer)
                 else "is not a cell"
             )
@@ -41,7 +41,7 @@ class Wrapper(Cell):
         by_step = own._unroll is Wrapper._unroll and (own.step is not Wrapper.step or _starts_anew(own))
         for layer in layers_within(self.cell):
             inner = type(layer).__name__
-            if by_step and getattr(layer, "unrolls", False):
+            if by_step and getattr(layer, "saves_memory", False):
                 raise TypeError(
                     f"{name} unrolls step by step, so that {inner} inside would do nothing: put {inner} around."
                 )
@@ -117,6 +117,17 @@ class Extended(Wrapper):
 
     def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Any) -> Params:
         return params._replace(cell=self.cell.map_layers(function, params.cell))
+
+
+class Reader(Wrapper):
+    """A cell as a function of this library reads it; errors and profiles name that function, and the cell."""
+
+    def __init_subclass__(cls, function: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__name__ = function or cls.__name__
+
+    def __repr__(self) -> str:
+        return repr(self.cell)
 
 
 def check_free(wrapper: SequenceLayer, cell: Cell | None) -> None:

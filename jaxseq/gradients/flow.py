@@ -1,5 +1,6 @@
 """The gradient of a loss with respect to the states of any cell along a sequence."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxseq.combinators.unrolling import States
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.equations import evaluate, inline, read
-from jaxseq.core.unroll import Run, unroll_steps
-from jaxseq.core.wrapper import Wrapper
+from jaxseq.core.unroll import Run, step_of, unroll_steps
+from jaxseq.core.wrapper import Reader
 from jaxseq.gradients.jacobians import Accompanied, Beside, check_real, is_floating
 
 
@@ -58,15 +58,12 @@ def state_gradients(
     [0.25, 0.5, 1.0]
     """
     options: Any = {"mask": mask, "reset": reset, "key": key}
-    states = jax.eval_shape(
-        lambda params, xs, state: States(cell).unroll(params, xs, state, **options), params, xs, state
-    )
-    check_real("state", states[0])
-    zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(states[1][0]) if is_floating(leaf)]
+    watched = functools.partial(_Watched(cell).unroll, **options)
+    last, states = jax.eval_shape(watched, params, xs, state)
+    check_real("state", last)
+    zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(states) if is_floating(leaf)]
     if not zeros:
-        raise TypeError(
-            f"The state of {cell} has no floating numbers, and so no gradients: {errors.shape_of(states[0])}."
-        )
+        raise TypeError(f"The state of {cell} has no floating numbers, and so no gradients: {errors.shape_of(last)}.")
     return jax.grad(lambda shifts: loss(_Shifted(cell).unroll(Beside(params, shifts), xs, state, **options)[1]))(zeros)
 
 
@@ -81,23 +78,27 @@ def stable_norm(vectors: Float[Array, "*batch units"]) -> Float[Array, "*batch"]
     return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares))) * largest
 
 
-class _Shifted(Accompanied):
-    """A cell whose params come with sequences that are added to its states."""
+class _Watched(Reader, function="state_gradients"):
+    """Gives the state after each step instead of outputs."""
 
-    def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[State, Any]:
-        shifts = [jnp.moveaxis(shift, len(run.batch_shape), 0) for shift in params.more]
-        return unroll_steps(lax.scan, _ShiftedStep(self.cell), params.cell, (xs, shifts), state, run)
+    def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
+        step, inputs = step_of(self.cell, params, xs, run)
+        return lax.scan(lambda state, x: (step(state, x)[0],) * 2, state, inputs, length=run.length)
 
 
-class _ShiftedStep(Wrapper):
-    """A cell that reads `(x, shifts)` and adds the shifts to the arrays of its state where its step computes them.
+class _Shifted(Accompanied, function="state_gradients"):
+    """A cell whose params come with sequences that are added to its states, where its step computes them.
 
     So all that the step computes from them, such as its output, is shifted with them.
     """
 
-    def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
+    def _unroll(self, params: Beside, xs: Any, state: State, run: Run) -> tuple[State, Any]:
+        shifts = [jnp.moveaxis(shift, len(run.batch_shape), 0) for shift in params.more]
+        return unroll_steps(lax.scan, self, params, (xs, shifts), state, run)
+
+    def step(self, params: Beside, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
         x, shifts = x
-        arguments = (params, state, x, key)
+        arguments = (params.cell, state, x, key)
         traced, shapes = jax.make_jaxpr(self.cell.step, return_shape=True)(*arguments)
         equations, outputs = inline(traced.jaxpr)
         values = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxseq.cells.pointwise import differs_under_vmap
 from jaxseq.core import errors
 from jaxseq.core.unroll import Run
-from jaxseq.core.wrapper import Wrapper
+from jaxseq.core.wrapper import Reader
 
 
 class Beside(NamedTuple):
@@ -22,7 +22,7 @@ class Beside(NamedTuple):
     more: Any
 
 
-class Accompanied(Wrapper):
+class Accompanied(Reader):
     """A cell whose params come as `Beside`, with arrays that its unroll reads; private to this package."""
 
     def inner(self, params: Beside) -> Any:

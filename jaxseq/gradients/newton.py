@@ -15,7 +15,7 @@ from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.linear_scan import linear_scan
 from jaxseq.core.unroll import Run, step_of
-from jaxseq.core.wrapper import Wrapper
+from jaxseq.core.wrapper import Reader
 from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, over_time
 
 
@@ -103,7 +103,7 @@ def newton_unroll(
     return state, ys, info
 
 
-class _Newton(Wrapper):
+class _Newton(Reader, function="newton_unroll"):
     """Unrolls in parallel; the state that it returns comes with a `NewtonInfo`."""
 
     method: Literal["newton", "quasi"]

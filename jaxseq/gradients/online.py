@@ -161,7 +161,7 @@ def gradient(
     return end, value, pull(slopes)[0]
 
 
-class _Learner(Accompanied):
+class _Learner(Accompanied, function="online.gradient"):
     """Learns online; its params are those of the cell, drawn already, the targets, and the influence to start with."""
 
     loss: Callable[..., Any]

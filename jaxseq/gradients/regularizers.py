@@ -125,7 +125,7 @@ def constant_flow(
     return omega.sum(axis=-1)
 
 
-class _Omega(Accompanied):
+class _Omega(Accompanied, function="constant_flow"):
     """Gives the terms of Ω instead of outputs; its params come with the gradients with respect to the states."""
 
     def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[State, Any]:
