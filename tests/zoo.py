@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxseq as js
 
@@ -242,20 +243,18 @@ ZOO: dict[str, Line] = {
 }
 
 
-def inputs(layer: js.SequenceLayer, key: jax.Array, leading: tuple[int, ...]) -> Any:
+def inputs(layer: js.SequenceLayer, random: np.random.Generator, leading: tuple[int, ...]) -> Any:
     """Random inputs `[*leading, ...]` of a layer: tokens below 4, else arrays of the shapes of its `zero_input`.
 
     A layer that does not tell them gets vectors of 2 features, and images of 4 x 3 x 1.
     """
     try:
-        zero = jax.eval_shape(lambda key: layer.zero_input(layer.init(key)), key)
+        zero = jax.eval_shape(lambda key: layer.zero_input(layer.init(key)), jax.random.key(0))
         shapes = jax.tree.map(jnp.shape, zero)
     except TypeError:
         shapes = jax.tree.map({0: (), 1: (2,), 2: (3, 1), 3: (4, 3, 1)}.get, layer.input_rank)
 
     def draw(rank, shape):
-        if rank == 0:
-            return jax.random.randint(key, leading, 0, 4)
-        return jax.random.normal(key, (*leading, *shape))
+        return random.integers(0, 4, leading) if rank == 0 else random.normal(size=(*leading, *shape))
 
     return jax.tree.map(draw, layer.input_rank, shapes)
