@@ -231,8 +231,9 @@ def train(
 
 def solved_after(losses: jax.Array, threshold: float, window: int = 50) -> int | None:
     """The steps until the mean of the last `window` losses is below `threshold`, None if it never is."""
-    means = np.convolve(losses, np.ones(window) / window, mode="valid")
-    below = np.flatnonzero(means < threshold)
+    if len(losses) < window:
+        return None
+    below = np.flatnonzero(np.convolve(losses, np.ones(window) / window, mode="valid") < threshold)
     return int(below[0]) + window if len(below) else None
 
 

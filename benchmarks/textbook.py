@@ -84,15 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> pathlib.Path:
         "# Claims of the textbooks, reported",
         tasks.where("python -m benchmarks.textbook"),
         f"## Agreement: was or were, {options.distance} words after the subject",
-        f"Cat or cats, {options.distance} words of ten others, then: was or were? {budget}. Learned is a cross-entropy of "
-        f"1000 new sentences below {LEARNED}; by chance it is 0.69.",
+        f"Cat or cats, {options.distance} words of ten others, then: was or were? {budget}. Learned is a cross-entropy "
+        f"of 1000 new sentences below {LEARNED}; by chance it is 0.69.",
     ]
     output = options.output / "textbook.md"
     parts = add_table(output, parts, agreement(options.distance, options.steps, options.seeds, options.only))
     parts += [
         "## Depth at equal parameters",
-        f"GRU layers on the adding problem over {options.length} steps, about {PARAMETERS:,} parameters in all. {budget}. "
-        "Mean squared error of 1000 new sequences, median (lowest to highest); always saying 1 gives 0.167.",
+        f"GRU layers on the adding problem over {options.length} steps, about {PARAMETERS:,} parameters in all. "
+        f"{budget}. Mean squared error of 1000 new sequences, median (lowest to highest); always saying 1 gives 0.167.",
     ]
     add_table(output, parts, depth(options.length, options.steps, options.seeds, options.layers))
     return output

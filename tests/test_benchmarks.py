@@ -1,8 +1,11 @@
 """The benchmarks run, compare what they say they compare, and write what they say they write."""
 
+import gzip
 import importlib.util
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,8 +15,11 @@ from benchmarks import (
     linear_attention,
     linear_scan,
     long_memory,
+    memory_tasks,
     mlstm,
     moving_average,
+    tasks,
+    textbook,
     timing,
     unroll,
 )
@@ -139,3 +145,148 @@ def test_long_memory_writes_what_the_compiler_sets_aside(tmp_path):
 def test_mlstm_writes_a_table(tmp_path):
     table = mlstm.main([(3, 1, 4, 2)], [2], tmp_path).read_text()
     assert "| time 3, batch 1, hidden 4, heads 2, chunks of 2, train |" in table
+
+
+def test_adding_asks_for_the_sum_of_the_marked():
+    xs, targets = map(np.asarray, tasks.adding(11).draw(jax.random.key(0), 200))
+    assert xs.shape == (200, 11, 2) and (xs[..., 0] >= 0).all() and (xs[..., 0] < 1).all()
+    rows, marked = np.nonzero(xs[..., 1])
+    np.testing.assert_array_equal(rows, np.arange(200).repeat(2))
+    assert set(marked[::2]) == set(range(5)) and set(marked[1::2]) == set(range(5, 11))  # one in each half
+    np.testing.assert_allclose(targets, [row[row[:, 1] == 1, 0].sum() for row in xs], rtol=1e-6)
+    assert tasks.adding(11).loss(jnp.ones((200, 11, 1)), targets) == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_copying_asks_for_the_symbols_after_the_delay():
+    task = tasks.copying(7)
+    xs, targets = map(np.asarray, task.draw(jax.random.key(0), 50))
+    symbols = xs[:, :10]
+    assert xs.shape == targets.shape == (50, 27) and set(symbols.flat) == set(range(8))
+    np.testing.assert_array_equal(xs[:, 10:], np.broadcast_to([8] * 6 + [9] + [8] * 10, (50, 17)))
+    np.testing.assert_array_equal(targets, np.concatenate([np.full((50, 17), 8), symbols], axis=1))
+    blank = np.where(
+        np.arange(27)[:, None] < 17, np.where(np.arange(9) == 8, 0, -1e9), np.where(np.arange(9) < 8, 0, -1e9)
+    )
+    guess = jnp.broadcast_to(blank.astype(np.float32), (50, 27, 9))  # who knows all but the symbols
+    np.testing.assert_allclose(task.loss(guess, targets), task.trivial, rtol=1e-5)
+
+
+def test_agreement_asks_for_the_number_of_the_subject():
+    xs, targets = map(np.asarray, tasks.agreement(6).draw(jax.random.key(0), 100))
+    assert xs.shape == (100, 7) and set(targets) == {0, 1} and set(xs[:, 1:].flat) == set(range(2, 12))
+    np.testing.assert_array_equal(xs[:, 0], targets)
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """Images and labels by part, written to a folder as the files of MNIST."""
+    rng, parts = np.random.default_rng(0), {}
+    for part, count in (("train", 30), ("t10k", 20)):
+        images, labels = rng.integers(0, 256, (count, 28, 28), np.uint8), rng.integers(0, 10, count, np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
+            (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+        parts[part] = images, labels
+    return tmp_path, parts
+
+
+@pytest.mark.parametrize("side", [14, 28])
+def test_digits_are_read_as_they_were_written(mnist, side):
+    folder, parts = mnist
+    task = tasks.digits(folder, side)
+
+    def pixels(images):
+        images = images.astype(float)
+        corners = [images[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        return (images if side == 28 else sum(corners) / 4).reshape(len(images), -1)
+
+    xs, labels = map(np.asarray, task.test())
+    assert xs.shape == (20, side * side, 1) and np.array_equal(labels, parts["t10k"][1])  # each once, in order
+    np.testing.assert_allclose(255 * xs[..., 0], pixels(parts["t10k"][0]), atol=1)  # whole numbers
+    xs, labels = map(np.asarray, task.draw(jax.random.key(0), 200))
+    distances = np.abs(255 * xs[:, None, :, 0] - pixels(parts["train"][0])).max(-1)
+    assert (distances.min(-1) <= 1).all() and len(set(distances.argmin(-1))) == 30
+    np.testing.assert_array_equal(labels, parts["train"][1][distances.argmin(-1)])
+    outputs = 5.0 * jax.nn.one_hot(np.array([[1, 3], [3, 1]]), 10)
+    assert task.score(outputs, np.array([3, 3])) == 50  # the last output counts
+
+
+def test_a_task_is_solved_when_the_mean_loss_is_low():
+    losses = np.r_[np.ones(60), 0.0, np.ones(39), np.zeros(100)]
+    assert tasks.solved_after(losses, 0.5) == 126  # 24 ones and 26 zeros
+    assert tasks.solved_after(losses[:120], 0.5) is None
+    assert tasks.solved_after(losses[-2:], 0.5) is None
+
+
+@pytest.mark.parametrize("name", ["adding 9", "copying 5"])
+def test_contenders_fit_their_tasks(name):
+    task, length = memory_tasks.make_task(name)
+    xs, targets = task.draw(jax.random.key(0), 2)
+    for label, contender in memory_tasks.contenders(task.inputs, 8, length).items():
+        cell = tasks.model(task, *contender.cells, inputs=8)
+
+        def loss(key, cell=cell, contender=contender):
+            params = contender.init(cell, key)
+            assert jax.tree.structure(params) == jax.tree.structure(cell.init(key))
+            return task.loss(cell.unroll(params, xs)[1], targets)
+
+        assert jax.eval_shape(loss, jax.random.key(0)).shape == (), label
+
+
+def test_independent_recurrent_weights_start_long():
+    cell = tasks.model(tasks.adding(9), *memory_tasks.contenders(2, 64, 20)["2 IndRNN"].cells, inputs=64)
+    _, lower, upper, _ = tasks.independent(20)(cell, jax.random.key(0))
+    high = 2 ** (1 / 20)
+    assert 0 <= lower.recurrent_weights.min() < 0.1 and 0.9 < lower.recurrent_weights.max() <= high
+    assert 1 / high <= upper.recurrent_weights.min() < 1 < upper.recurrent_weights.max() <= high
+
+
+@pytest.mark.slow
+def test_memory_tasks_writes_tables_and_goes_on_where_it_stopped(mnist, tmp_path, capsys):
+    settings = ["--hidden", "8", "--steps", "2", "--mnist", str(mnist[0]), "--output", str(tmp_path), "--only"]
+    names = ["--tasks", "adding 6", "copying 3", "digits 14"]
+    memory_tasks.main([*settings, "JANET", "--seeds", "1", *names])
+    once = capsys.readouterr().out.splitlines()
+    table = memory_tasks.main([*settings, "JANET", "--seeds", "2", *names])
+    again = capsys.readouterr().out.splitlines()
+    runs = json.loads(table.with_suffix(".json").read_text())
+    assert [(run["task"], run["cell"], run["seed"]) for run in runs] == [
+        (name, "JANET, chrono", seed) for seed in (0, 1) for name in names[1:]
+    ]
+    assert len(once) == len(again) == 3  # seed 0 was not trained again
+    assert [run["parameters"] for run in runs[:3]] == [
+        2 * 8 * (inputs + 8 + 1) + outputs * 9 for inputs, outputs in ((2, 1), (10, 9), (1, 10))
+    ]
+    text = table.read_text()
+    low, high = sorted(run["figure"] for run in runs if run["task"] == "adding 6")
+    assert f"| JANET, chrono | 185 | 0.005 | 2 | {(low + high) / 2:.2g} ({low:.2g} to {high:.2g}) | 0 | - |" in text
+    assert "## Copying 3\n" in text and "10 ln 8 / 23 = 0.904" in text and "| % wrong: median" in text
+
+
+def test_a_run_that_diverged_is_said_to():
+    run = {"cell": "GRU", "parameters": 1234, "rate": 0.01, "solved_after": None}
+    runs = [{**run, "figure": figure} for figure in (None, 0.002, None)]
+    assert "| GRU | 1,234 | 0.01 | 3 | diverged (0.002 to diverged) | 1 | - |" in memory_tasks.table("adding 6", runs)
+
+
+def test_memory_tasks_refuses_digits_without_a_folder():
+    with pytest.raises(ValueError, match="digits 14 needs the files of MNIST: give their folder with --mnist."):
+        memory_tasks.main(["--tasks", "digits 14"])
+
+
+@pytest.mark.slow
+def test_memory_tasks_times_training_steps(tmp_path):
+    settings = ["--hidden", "8", "--tasks", "adding 6", "--only", "JANET", "--rounds", "2", "--output", str(tmp_path)]
+    text = memory_tasks.main(["--speed", *settings]).read_text()
+    assert text.count("| JANET, chrono |") == text.count("| LSTM, forget bias 1 |") == text.count(" | 1.00 |") == 1
+
+
+@pytest.mark.slow
+def test_textbook_writes_tables_and_keeps_what_was_written_by_hand(tmp_path):
+    (tmp_path / "textbook.md").write_text("# Old\n\n## What it shows\n\nBy hand.\n")
+    settings = "--distance 3 --length 5 --layers 2 --steps 2 --seeds 2 --only tanh --output".split()
+    text = textbook.main([*settings, str(tmp_path)]).read_text()
+    assert "| Elman, tanh, orthogonal | 1,440 | 0 of 2 | - |" in text  # 32 * (12 + 32 + 1)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| 1 |", "| 2 |"))]
+    assert len(rows) == 2 and rows[0][-1] == " |" and " to " in rows[1][-1]
+    assert text.endswith("\n\n## What it shows\n\nBy hand.\n") and "# Old" not in text
