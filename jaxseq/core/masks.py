@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxseq.core import errors
+from jaxseq.core import errors, sharding
 
 
 def length_mask(lengths: Int[Array, "*batch"], time: int) -> Bool[Array, "*batch time"]:
@@ -29,8 +29,9 @@ def select(flags: Bool[Array, "*batch"], chosen: Any, otherwise: Any) -> Any:
     """The rows of `chosen` where `flags`, else those of `otherwise`: trees of arrays `[*batch, ...]`."""
 
     def leaf(a, b):
+        rows, a, b = sharding.placed((flags, a, b), sharding.leading_spec((flags, a, b), flags.ndim))
         axes = tuple(range(flags.ndim, max(jnp.ndim(a), jnp.ndim(b))))
-        return jnp.where(jnp.expand_dims(flags, axes), a, b)
+        return jnp.where(jnp.expand_dims(rows, axes), a, b)
 
     return jax.tree.map(leaf, chosen, otherwise)
 

@@ -1,4 +1,10 @@
-"""Where the results of products stand, when arrays say in their types how they are sharded."""
+"""Where arrays stand, when they say in their types how they are sharded (axes of a mesh of type Explicit).
+
+Elementwise sums and products find the sharding of their result by themselves; but choices (`where`), concatenations and
+carries of loops want operands that agree, and what a layer makes anew, such as zeros, is on no mesh.
+"""
+
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -13,3 +19,27 @@ def out_sharding(spec: PartitionSpec, *operands: jax.Array) -> PartitionSpec | N
     """
     is_sharded = any(axis is not None for operand in operands for axis in jax.typeof(operand).sharding.spec)
     return spec if is_sharded else None
+
+
+def leading_spec(tree: Any, count: int) -> PartitionSpec:
+    """How the first `count` axes of arrays are sharded: each as in the first array that tells."""
+    specs = [jax.typeof(leaf).sharding.spec[:count] for leaf in jax.tree.leaves(tree)]
+    found = (next((spec[axis] for spec in specs if spec[axis] is not None), None) for axis in range(count))
+    return PartitionSpec(*found)
+
+
+def placed(tree: Any, spec: PartitionSpec) -> Any:
+    """Arrays with their first axes sharded as `spec` says, the others as they are; where nothing is sharded, the same.
+
+    >>> import jax.numpy as jnp
+    >>> zeros = jnp.zeros((2, 3))
+    >>> placed(zeros, leading_spec(jnp.ones(2), 1)) is zeros
+    True
+    """
+
+    def leaf(array):
+        own = jax.typeof(array).sharding.spec
+        wanted = PartitionSpec(*spec, *own[len(spec) :])
+        return array if own == wanted else jax.sharding.reshard(array, wanted)
+
+    return jax.tree.map(leaf, tree)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 
 
 class Run(NamedTuple):
@@ -50,10 +50,12 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
     else:
         expected = jax.eval_shape(lambda params: layer.initial_state(params, tuple(batch_shape)), params)
         errors.check_state(layer, state, expected, any_float=not jax.tree.leaves(params))
+    time = len(batch_shape)
+    over_batch = sharding.leading_spec((xs, mask, reset, state), time)
+    xs, state, mask, reset = sharding.placed((xs, state, mask, reset), over_batch)
     if mask is not None:
         xs = masks.zero_unless(mask, xs)
 
-    time = len(batch_shape)
     xs, mask, reset = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, time, 0), (xs, mask, reset))
     run = Run(length, tuple(batch_shape), reverse, keep=mask, reset=reset, keys=keys)
     with jax.named_scope(type(layer).__name__):
