@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from jaxseq.core.equations import dtype, inline, size, variables
+from jaxseq.core.equations import dtype, inline, sharding, size, variables
 
 _SUMS = frozenset(("add", "add_any"))
 _RESHAPING = frozenset(("reshape", "squeeze", "transpose"))
@@ -27,6 +27,8 @@ _PRODUCTS = _LOOKUPS | {"dot_general", "conv_general_dilated"}
 
 # what `vmap` refuses or computes otherwise
 _OPAQUE = frozenset(("pure_callback", "ffi_call", "rng_bit_generator"))
+
+_NO_MESH = jax.sharding.AbstractMesh((), ())
 
 _CHECKPOINTS = frozenset(("checkpoint", "remat2"))
 
@@ -174,7 +176,8 @@ class _Analysis:
         for var, varies in zip(self.carry_in, self.varies, strict=True):
             self.depends[var] = Depends.CARRY if varies else Depends.CONSTANTS
         for equation in self.equations:
-            self.depends.update(dict.fromkeys(equation.outvars, self._of(equation.invars)))
+            stays = _is_elsewhere(equation)  # in the loop, as what depends on the carry does
+            self.depends.update(dict.fromkeys(equation.outvars, Depends.CARRY if stays else self._of(equation.invars)))
         return self.depends
 
     def _ahead(self) -> list[core.JaxprEqn]:
@@ -216,7 +219,7 @@ class _Analysis:
 
     def _may_go_ahead(self, equation: core.JaxprEqn) -> bool:
         name = equation.primitive.name
-        if name in _EXPANDING | _OPAQUE or not _is_elementary(equation):
+        if name in _EXPANDING | _OPAQUE or not _is_elementary(equation) or _mixes_rows(equation):
             return False
         if any("rbg" in str(dtype(atom)) for atom in equation.invars):  # such keys give other bits under vmap
             return False
@@ -262,7 +265,7 @@ class _Analysis:
         return {key: positions for key, positions in deferred.items() if positions}
 
     def _product_positions(self, equation: core.JaxprEqn) -> tuple[int, ...]:
-        if equation.primitive.name not in _PRODUCTS:
+        if equation.primitive.name not in _PRODUCTS or _mixes_rows(equation):
             return ()
         constants, series = _where(self._is_constant, equation), _where(self._is_series, equation)
         if series and len(constants) + len(series) == len(equation.invars):
@@ -317,6 +320,18 @@ def _is_elementary(equation: core.JaxprEqn) -> bool:
     inner = list(core.jaxprs_in_params(equation.params))
     known = equation.primitive.name in ("custom_jvp_call", "jit", "pjit")
     return not inner or (known and all(_is_elementary(e) for jaxpr in inner for e in jaxpr.eqns))
+
+
+def _is_elsewhere(equation: core.JaxprEqn) -> bool:
+    """Whether an equation computes on a mesh of other axis types than the step has, as JAX does to look up rows."""
+    meshes = [sharding(atom).mesh for atom in (*equation.invars, *equation.outvars)]
+    return any(mesh not in (jax.sharding.get_abstract_mesh(), _NO_MESH) for mesh in meshes)
+
+
+def _mixes_rows(equation: core.JaxprEqn) -> bool:
+    """Whether `vmap` over time would merge it with a sharded axis, as it does for convolutions."""
+    sharded = any(axis is not None for atom in equation.invars for axis in sharding(atom).spec)
+    return sharded and equation.primitive.name == "conv_general_dilated"
 
 
 def _has_checkpoint(equations: Iterable[core.JaxprEqn]) -> bool:

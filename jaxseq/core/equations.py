@@ -34,6 +34,11 @@ def dtype(atom: Any) -> Any:
     return atom.aval.dtype
 
 
+def sharding(atom: Any) -> Any:
+    """How a variable or literal is sharded, as far as its type says."""
+    return atom.aval.sharding
+
+
 def apply(equation: core.JaxprEqn, operands: Sequence, **changed: Any) -> list:
     """Computes one equation, under the names and contexts in which the user wrote it, with `changed` parameters."""
     info = equation.source_info

@@ -31,6 +31,7 @@ from jax.extend import core
 from jaxseq.core import equations
 from jaxseq.core.analysis import ELEMENTWISE, RECOMPUTED, Plan, Term, analyse
 from jaxseq.core.equations import evaluate, read
+from jaxseq.core.sharding import placed
 
 
 def scan(
@@ -203,10 +204,10 @@ def _run_jvp(loop: _Loop, primals: Any, tangents: Any) -> tuple[Any, Any]:
 
     constants, _, series = inputs
     over_time = {**series, **zeros, **kept}
-    slots = OrderedDict(
-        (slot, functools.reduce(jnp.add, [_outside(term, constants, over_time, dots, loop.length) for term in active]))
-        for slot, active in terms.items()
-    )
+    slots = OrderedDict()
+    for slot, active in terms.items():
+        parts = [_outside(term, constants, over_time, dots, loop.length) for term in active]
+        slots[slot] = placed(functools.reduce(jnp.add, parts), jax.typeof(zeros[slot]).sharding.spec)
     return results, linear([OrderedDict((var, dots[var]) for var in part) for part in live], slots)
 
 
