@@ -85,10 +85,11 @@ def _unit_triangular_inverse(lower: Array) -> Array:
     size = lower.shape[-1]
     whole = 1 << (size - 1).bit_length()
     lower = jnp.pad(lower, [(0, 0)] * (lower.ndim - 2) + [(0, whole - size)] * 2)
-    inverses, half = jnp.ones((*lower.shape[:-1], 1, 1), lower.dtype), 1  # of blocks on the diagonal
+    inverses, half = jnp.ones_like(lower[..., :1, None]), 1  # of blocks on the diagonal
     while half < whole:
         count = whole // (2 * half)
-        blocks = lower.reshape(*lower.shape[:-2], count, 2, half, count, 2, half)[..., 1, :, :, 0, :]
+        rows = lower.reshape(*lower.shape[:-2], count, 2, half, whole)[..., 1, :, :]
+        blocks = rows.reshape(*rows.shape[:-1], count, 2, half)[..., 0, :]
         corners = jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3)
         pairs = inverses.reshape(*lower.shape[:-2], count, 2, half, half)
         first, second = pairs[..., 0, :, :], pairs[..., 1, :, :]
