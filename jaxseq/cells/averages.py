@@ -78,7 +78,7 @@ class MovingAverage(Cell):
             order = jnp.argsort(~keep, axis=0, stable=True)
             packed = (_take(values, order), _take(segment, order))
         line = jnp.concatenate([jnp.moveaxis(state.inputs, -2, 0), packed[0]])
-        segments = jnp.concatenate([jnp.zeros((window, *run.batch_shape), segment.dtype), packed[1]])
+        segments = jnp.pad(packed[1], [(window, 0)] + [(0, 0)] * len(run.batch_shape))
 
         # how many inputs of its segment there are up to each place of the line
         place = jax.lax.broadcasted_iota(jnp.int32, segments.shape, 0)

@@ -16,6 +16,7 @@ from jaxseq.core import errors, masks
 from jaxseq.core.activations import Activation, activation
 from jaxseq.core.cell import Cell, Run
 from jaxseq.core.scan import scan
+from jaxseq.core.sharding import leading_spec, placed
 from jaxseq.core.unroll import scan_from_fresh
 
 
@@ -96,7 +97,7 @@ class Recurrent2D(Cell):
             return new, new
 
         columns = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -2, 0), (state, z))
-        edge = self._edge(params, x.shape[:-2])
+        edge = self._edge(params, state)
         _, new = scan_from_fresh(scan, place, edge, columns, self.input_shape[0], False)
         state = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), new)
         return state, state.hidden
@@ -112,9 +113,7 @@ class Recurrent2D(Cell):
         # one entry a diagonal: of all rows, and of the row above the first
         z = jnp.moveaxis(_skew(jnp.moveaxis(z, -2, 1)), 1, 0)
         top = jax.tree.map(lambda leaf: _padded(jnp.moveaxis(leaf, -2, 0), height - 1), state)
-        edge = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (height, *leaf.shape)), self._edge(params, run.batch_shape)
-        )
+        edge = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (height, *leaf.shape)), self._edge(params, state))
         row = jax.lax.broadcasted_iota(jnp.int32, (height, *run.batch_shape), 0)
 
         def diagonal(before, inputs):
@@ -139,9 +138,11 @@ class Recurrent2D(Cell):
             ys = jnp.flip(ys, 0)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[height - 1 :], 0, -2), last), ys
 
-    def _edge(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
+    def _edge(self, params: Any, state: Any) -> Any:
         """What the first place of a row has to its left: the initial state of a place."""
-        return jax.tree.map(lambda leaf: leaf[..., 0, :], self.initial_state(params, batch_shape))
+        batch_shape = state.hidden.shape[:-2]
+        edge = placed(self.initial_state(params, batch_shape), leading_spec(state, len(batch_shape)))
+        return jax.tree.map(lambda leaf: leaf[..., 0, :], edge)
 
     def _from_input(self, params: Any, state: Any, x: Array, batch_shape: tuple[int, ...]) -> Array:
         errors.check_params(self, params)
@@ -214,13 +215,13 @@ class LSTM2D(Recurrent2D):
 
 
 def _padded(leaf: Array, count: int) -> Array:
-    return jnp.concatenate([leaf, jnp.zeros((count, *leaf.shape[1:]), leaf.dtype)])
+    return jnp.pad(leaf, [(0, count)] + [(0, 0)] * (leaf.ndim - 1))
 
 
 def _skew(rows: Float[Array, "height width ..."]) -> Float[Array, "height diagonal ..."]:
     """Row i moved right by i places, with zeros around."""
     height, width, *rest = rows.shape
-    wide = jnp.concatenate([rows, jnp.zeros((height, height, *rest), rows.dtype)], axis=1)
+    wide = jnp.pad(rows, [(0, 0), (0, height)] + [(0, 0)] * len(rest))
     flat = wide.reshape(height * (width + height), *rest)[: height * (width + height - 1)]
     return flat.reshape(height, width + height - 1, *rest)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxseq.cells.pointwise import DenseParams
 from jaxseq.core import errors, masks
+from jaxseq.core.sharding import leading_spec, placed
 from jaxseq.core.unroll import Run
 from jaxseq.core.wrapper import Extended, check_free
 
@@ -160,6 +161,7 @@ class Conditioned(Extended):
         errors.check_features(self, x, self.input_size)
         drive = self._spread(params.condition.drive, x.shape[:-1] if batch_shape is None else batch_shape)
         drive = jnp.broadcast_to(drive, (*x.shape[:-1], drive.shape[-1]))
+        drive = placed(drive, leading_spec(x, x.ndim - 1))
         return x + drive if self.input == "add" else jnp.concatenate([x, drive], axis=-1)
 
     def _spread(self, values: Any, batch_shape: tuple[int, ...]) -> Array:

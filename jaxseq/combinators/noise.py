@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from jaxseq.cells.gated import GatedWrapper
 from jaxseq.cells.pointwise import Pointwise
+from jaxseq.core import masks
 from jaxseq.core.cell import Cell
 from jaxseq.core.kernels import kernel_axes, map_kernels
 from jaxseq.core.wrapper import Wrapper, each_array, follow
@@ -163,7 +164,7 @@ class Zoneout(Wrapper):
             if key is None:
                 return rate * before + (1 - rate) * after
             kept = jax.random.bernoulli(jax.random.fold_in(key, next(counter)), rate, after.shape)
-            return jnp.where(kept, before, after)
+            return masks.select(kept, before, after)
 
         mixed = each_array(self, keep, self.rate, state, after)
         return mixed, follow(y, after, mixed)
