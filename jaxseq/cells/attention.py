@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxseq.core import errors, masks
 from jaxseq.core.activations import Activation, activation
 from jaxseq.core.cell import Cell, Run
+from jaxseq.core.sharding import leading_spec, placed
 
 _lecun = initializers.lecun_normal()
 _lecun_heads = initializers.lecun_normal(in_axis=0, out_axis=(2, 3), batch_axis=1)
@@ -259,7 +260,8 @@ class _Order(NamedTuple):
 def _order(run: Run, start: Array, keep: Array | None, reset: Array | None) -> _Order:
     """The order of the steps that begin at position `start`."""
     index, read = None, jnp.full(run.batch_shape, run.length, jnp.int32)
-    rank = lax.broadcasted_iota(jnp.int32, (*run.batch_shape, run.length), len(run.batch_shape))
+    rank = lax.broadcasted_iota(jnp.int32, (*run.batch_shape, run.length), start.ndim)
+    rank = placed(rank, leading_spec(start, start.ndim))
     if keep is not None:
         index = jnp.argsort(~keep, axis=-1, stable=True)
         read = keep.sum(axis=-1, dtype=jnp.int32)

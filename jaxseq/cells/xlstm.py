@@ -189,32 +189,32 @@ class MLSTM(Recurrent):
     def _unroll(self, params: MLSTMParams, xs: Array, state: MLSTMState, run: Run) -> Any:
         if not (isinstance(run.length, int) and run.length > 0):  # none, or a symbol
             return super()._unroll(params, xs, state, run)
-        shape = (run.length, *run.batch_shape)
-        keep = jnp.ones(shape, bool) if run.keep is None else run.keep
-        reset = jnp.zeros(shape, bool) if run.reset is None else run.reset
+        keep = jnp.ones_like(xs[..., 0], bool) if run.keep is None else run.keep
+        reset = jnp.zeros_like(keep) if run.reset is None else run.reset
         size = min(self.chunk_size, run.length)
+        count = -(-run.length // size)
 
         heads = (*run.batch_shape, self.heads)
 
         def chunked(leaf, axis):
             """Chunks, the last padded by steps that are not kept, with their steps at `axis`, after batch and heads."""
             leaf = jnp.flip(leaf, axis=0) if run.reverse else leaf
-            leaf = jnp.pad(leaf, [(0, -run.length % size)] + [(0, 0)] * (leaf.ndim - 1))
-            return jnp.moveaxis(leaf.reshape(-1, size, *leaf.shape[1:]), 1, axis)
+            leaf = jnp.pad(leaf, [(0, count * size - run.length)] + [(0, 0)] * (leaf.ndim - 1))
+            return jnp.moveaxis(leaf.reshape(count, size, *leaf.shape[1:]), 1, axis)
 
         def whole(leaf, axis):
             leaf = jnp.moveaxis(leaf, axis, 1)
-            leaf = leaf.reshape(-1, *leaf.shape[2:])[: run.length]
+            leaf = leaf.reshape(count * size, *leaf.shape[2:])[: run.length]
             return jnp.flip(leaf, axis=0) if run.reverse else leaf
 
         q, k, v, o, i, f = self._project(params, xs)
-        flags = [jnp.broadcast_to(flag[..., None], (*shape, self.heads)) for flag in (keep, reset)]
+        flags = [jnp.broadcast_to(flag[..., None], (*flag.shape, self.heads)) for flag in (keep, reset)]
         inputs = [chunked(leaf, -2) for leaf in (q, k, v)] + [chunked(leaf, -1) for leaf in (i, f, *flags)]
         step = _chunk
         for _ in heads:
             step = jax.vmap(step)
         wide = jax.tree.map(widen, state)
-        wide, (value, norm, stabilizer) = scan_from_fresh(lax.scan, step, wide, inputs, len(inputs[0]), False)
+        wide, (value, norm, stabilizer) = scan_from_fresh(lax.scan, step, wide, inputs, count, False)
         ys = self._output(o, whole(value, -2), whole(norm, -1), whole(stabilizer, -1)).astype(xs.dtype)
         return _narrow(wide, xs.dtype), ys if run.keep is None else masks.zero_unless(keep, ys)
 
