@@ -31,15 +31,20 @@ def leading_spec(tree: Any, count: int) -> PartitionSpec:
 def placed(tree: Any, spec: PartitionSpec) -> Any:
     """Arrays with their first axes sharded as `spec` says, the others as they are; where nothing is sharded, the same.
 
+    What was made before the mesh was set comes onto it.
+
     >>> import jax.numpy as jnp
     >>> zeros = jnp.zeros((2, 3))
     >>> placed(zeros, leading_spec(jnp.ones(2), 1)) is zeros
     True
     """
 
+    is_explicit = bool(jax.sharding.get_abstract_mesh().explicit_axes)
+
     def leaf(array):
-        own = jax.typeof(array).sharding.spec
-        wanted = PartitionSpec(*spec, *own[len(spec) :])
-        return array if own == wanted else jax.sharding.reshard(array, wanted)
+        own = jax.typeof(array).sharding
+        wanted = PartitionSpec(*spec, *own.spec[len(spec) :])
+        is_placed = own.spec == wanted and not (own.mesh.empty and is_explicit)
+        return array if is_placed else jax.sharding.reshard(array, wanted)
 
     return jax.tree.map(leaf, tree)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
 from jaxseq.core import errors, masks, sharding
@@ -53,6 +54,7 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
     time = len(batch_shape)
     over_batch = sharding.leading_spec((xs, mask, reset, state), time)
     xs, state, mask, reset = sharding.placed((xs, state, mask, reset), over_batch)
+    params = sharding.placed(params, PartitionSpec())
     if mask is not None:
         xs = masks.zero_unless(mask, xs)
 
