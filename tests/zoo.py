@@ -175,6 +175,20 @@ ZOO: dict[str, Line] = {
     "stack": Line(js.Stack((js.Embed(4, 2), js.LSTM(2, 3), js.Dropout(0.5), js.GRU(3, 3), js.Dense(3, 4))), noisy=True),
     "sequential": Line(js.Sequential((js.LSTM(2, 3), js.Dropout(0.5), Backward(js.GRU(3, 3)))), noisy=True),
     "residual": Line(js.Residual(js.GRU(2, 2))),
+    "residual_layer": Line(
+        js.Residual(js.Sequential((js.FeatureNorm(2), js.Bidirectional(js.LSTM(2, 1), js.GRU(2, 1)), js.Dropout(0.5)))),
+        noisy=True,
+    ),
+    "highway_layer": Line(js.Highway(js.WeightNorm(js.Bidirectional(js.Elman(2, 2), js.GRU(2, 2), merge="mean")))),
+    "frozen_layer": Line(
+        js.Frozen(js.Skip(js.MixedPrecision(js.Bidirectional(js.SpectralBound(js.GRU(2, 3)), js.LSTM(2, 3))))),
+        frozen=True,
+    ),
+    "weight_drop_layer": Line(
+        js.Sequential((js.WeightDrop(js.Bidirectional(js.Elman(2, 1), js.LSTM(2, 1)), 0.5), Backward(js.GRU(2, 2)))),
+        noisy=True,
+    ),
+    "conditioned_layer": Line(js.Conditioned(js.Bidirectional(js.Elman(2 + 3, 2), js.GRU(2 + 3, 2)), 3), memory=3),
     "bidirectional": Line(
         js.Bidirectional(js.Stack((js.Dropout(0.5), js.GRU(2, 3))), js.Elman(2, 3), merge="product"), noisy=True
     ),

@@ -158,6 +158,8 @@ def init_gated(
 class GatedWrapper(Wrapper):
     """A wrapper that changes the products of a gated cell; such wrappers go into each other."""
 
+    cell: Cell
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.cell, (Gated, GatedWrapper)):

@@ -14,7 +14,7 @@ from jaxseq.cells.pointwise import DenseParams
 from jaxseq.core import errors, masks
 from jaxseq.core.sharding import leading_spec, placed
 from jaxseq.core.unroll import Run
-from jaxseq.core.wrapper import Extended, check_free
+from jaxseq.core.wrapper import Extended, check_free, check_steps
 
 _lecun = initializers.lecun_normal()
 
@@ -67,7 +67,9 @@ class Conditioned(Extended):
             raise ValueError(f'Conditioned needs input="concatenate", "add" or None, got {self.input!r}.')
         if not isinstance(self.state, bool):
             raise TypeError(f"Conditioned needs state=True or False, got {self.state!r}.")
-        check_free(self, self.cell if self.state else None)
+        if self.state:
+            check_steps(self, self.cell)
+            check_free(self, self.cell)
         if self.input is None and not self.state:
             raise ValueError("Conditioned with input=None and state=False conditions nothing: choose one of them.")
         reads: Any = getattr(self.cell, "input_size", None) if self.cell.input_rank == 1 else None
@@ -140,7 +142,7 @@ class Conditioned(Extended):
         return x[..., : self.input_size] if self.input == "concatenate" else x
 
     def step(self, params: ConditionedParams, state: Any, x: Any, key: Array | None = None) -> tuple[Any, Any]:
-        return self.cell.step(params.cell, state, self._read(params, x, None), key)
+        return super().step(params, state, self._read(params, x, None), key)
 
     def _unroll(self, params: ConditionedParams, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
         if self.state and run.reset is not None:  # the cell alone would return to its own initial state

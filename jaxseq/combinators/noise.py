@@ -90,11 +90,11 @@ class RecurrentDropout(GatedWrapper):
 
 
 class WeightDrop(Wrapper):
-    """A cell with weights of its recurrent kernels zeroed, the same for a whole sequence and batch.
+    """A layer with weights of its recurrent kernels zeroed, the same for a whole sequence and batch.
 
         R' = m R / (1 - rate),   m ~ Bernoulli(1 - rate) once an unroll
 
-    It takes any cell, a Stack too, with kernels whose first axis is "recurrent" in `axes()`.
+    It takes any layer, a Stack too, with kernels whose first axis is "recurrent" in `axes()`.
 
     S. Merity, N. S. Keskar and R. Socher, Regularizing and optimizing LSTM language models, ICLR 2018.
 
@@ -144,6 +144,7 @@ class Zoneout(Wrapper):
 
     changes_state = True
 
+    cell: Cell
     rate: float | tuple[float, ...]
 
     def __post_init__(self) -> None:

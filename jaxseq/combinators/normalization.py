@@ -1,4 +1,4 @@
-"""Normalised and bounded weights, and normalised products, around cells."""
+"""Normalised and bounded weights, and normalised products, around layers."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -87,17 +87,17 @@ class RMSNorm(LayerNorm):
 
 
 class WeightNormParams(NamedTuple):
-    """The parameters of a cell with normalised weights: directions in the place of its kernels, and their lengths."""
+    """The parameters of a layer with normalised weights: directions in the place of its kernels, and their lengths."""
 
     cell: Any
     scales: tuple[Float[Array, "gate *units"], ...]
 
 
 class WeightNorm(Extended):
-    """A cell whose kernels are a direction and a length for each unit: w = g v / |v|.
+    """A layer whose kernels are a direction and a length for each unit: w = g v / |v|.
 
-    It takes any cell, a Stack too, that has kernels: arrays whose first axis is "input" or "recurrent" in `axes()`.
-    `scales` holds g for each of them, in the order of the params. They start at |v|, so the cell computes what it did.
+    It takes any layer, a Stack too, that has kernels: arrays whose first axis is "input" or "recurrent" in `axes()`.
+    `scales` holds g for each of them, in the order of the params. They start at |v|, so the layer computes what it did.
 
     T. Salimans and D. P. Kingma, Weight normalization, NeurIPS 2016.
 
@@ -153,11 +153,11 @@ def _length(kernel: Array, axes: tuple[int, ...]) -> Float[Array, "gate *units"]
 
 
 class SpectralBound(Wrapper):
-    """A cell whose recurrent kernels have no singular value above `bound`.
+    """A layer whose recurrent kernels have no singular value above `bound`.
 
         R' = R min(1, bound / σ_max(R)) for each gate
 
-    It takes any cell, a Stack too, that has kernels whose first axis is "recurrent" in `axes()`. With bound <= 1 the
+    It takes any layer, a Stack too, that has kernels whose first axis is "recurrent" in `axes()`. With bound <= 1 the
     gradient through h' = tanh(x W + h R' + b) cannot grow. A sequence costs one singular value decomposition a gate. A
     kernel is taken as it is stored: the places of a window and the blocks of an sLSTM as one matrix, a Clockwork kernel
     whole.

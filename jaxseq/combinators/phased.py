@@ -54,6 +54,7 @@ class Phased(Extended):
 
     changes_state = True
 
+    cell: Cell
     _: dataclasses.KW_ONLY
     max_period: float = 1000.0
     leak: float = 0.001

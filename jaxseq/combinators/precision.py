@@ -1,4 +1,4 @@
-"""How a cell's params are treated: as constants, or multiplied in low precision."""
+"""How a layer's params are treated: as constants, or multiplied in low precision."""
 
 import contextlib
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from jaxseq.core.wrapper import Wrapper
 
 
 class Attached(NamedTuple):
-    """The params of a frozen cell, constants, with a memory that is none."""
+    """The params of a frozen layer, constants, with a memory that is none."""
 
     cell: Any
 
 
 class Frozen(Wrapper):
-    """A cell whose params get no gradient: it is zero. Gradients pass through to its inputs and its state.
+    """A layer whose params get no gradient: it is zero. Gradients pass through to its inputs and its state.
 
     An optimiser that changes params without a gradient, by weight decay or momentum, still needs a mask
-    (`optax.masked`). It takes any cell.
+    (`optax.masked`). It takes any layer.
 
     >>> import jaxseq as js
     >>> cell = Frozen(js.Dense(2, 3))
@@ -44,11 +44,11 @@ class Frozen(Wrapper):
 
 
 class MixedPrecision(Wrapper):
-    """A cell that multiplies in bfloat16 and adds in float32; params, states, inputs and outputs stay float32.
+    """A layer that multiplies in bfloat16 and adds in float32; params, states, inputs and outputs stay float32.
 
     Its products, also those of the gradient, are traced with the precision `BF16_BF16_F32` of
     `jax.lax.DotAlgorithmPreset`. Accelerators round the factors; a CPU has no such products and computes them in
-    float32. It takes any cell; params that are not of float32 are multiplied as they are.
+    float32. It takes any layer; params that are not of float32 are multiplied as they are.
 
     P. Micikevicius et al., Mixed precision training, ICLR 2018.
 
@@ -60,7 +60,7 @@ class MixedPrecision(Wrapper):
 
     def step(self, params: Any, state: Any, x: Any, key: Array | None = None) -> tuple[Any, Any]:
         with _rounding(params):
-            return self.cell.step(params, state, x, key)
+            return super().step(params, state, x, key)
 
     def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
         with _rounding(params):

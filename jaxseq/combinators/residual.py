@@ -1,5 +1,6 @@
-"""Shortcuts around a cell."""
+"""Shortcuts around a layer."""
 
+import abc
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -16,8 +17,24 @@ from jaxseq.core.wrapper import Extended, Wrapper
 _lecun = initializers.lecun_normal()
 
 
-class Residual(Wrapper):
-    """A cell whose output is added to its input: y = x + cell(x).
+class Shortcut(Wrapper):
+    """A layer whose output is put together with its input, by `join`; the base of those that do."""
+
+    @abc.abstractmethod
+    def join(self, params: Any, x: Any, y: Any) -> Any:
+        """The output, of one step or of all, from the input and what the layer makes of it."""
+
+    def step(self, params: Any, state: Any, x: Any, key: Array | None = None) -> tuple[Any, Any]:
+        state, y = super().step(params, state, x, key)
+        return state, self.join(params, x, y)
+
+    def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
+        state, ys = self.cell._unroll(self.inner(params), xs, state, run)
+        return state, self.join(params, xs, ys)
+
+
+class Residual(Shortcut):
+    """A layer whose output is added to its input: y = x + cell(x). It takes any layer that keeps the shape.
 
     K. He et al., Deep residual learning for image recognition, CVPR 2016.
 
@@ -33,22 +50,14 @@ class Residual(Wrapper):
                 f"Residual adds input to output, but {self.cell} has {self.input_size} and {self.output_size}."
             )
 
-    def step(self, params: Any, state: Any, x: Any, key: Array | None = None) -> tuple[Any, Any]:
-        state, y = self.cell.step(params, state, x, key)
-        return state, self._add(x, y)
-
-    def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
-        state, ys = self.cell._unroll(params, xs, state, run)
-        return state, self._add(xs, ys)
-
-    def _add(self, x: Any, y: Any) -> Any:
+    def join(self, params: Any, x: Any, y: Any) -> Any:
         if jax.tree.map(jnp.shape, x) != jax.tree.map(jnp.shape, y):
             raise ValueError(f"{self} cannot add its input {errors.shape_of(x)} to the output {errors.shape_of(y)}.")
         return jax.tree.map(jnp.add, x, y)
 
 
-class Skip(Wrapper):
-    """A cell whose output is its input and its output, side by side: y = [x; cell(x)].
+class Skip(Shortcut):
+    """A layer whose output is its input and its output, side by side: y = [x; cell(x)].
 
     In a `Stack` of such cells every layer reads the input and all layers below it, and what follows the stack reads
     all of them.
@@ -68,15 +77,7 @@ class Skip(Wrapper):
         sizes = self.input_size, super().output_size
         return sum(sizes) if all(isinstance(size, int) for size in sizes) else None
 
-    def step(self, params: Any, state: Any, x: Any, key: Array | None = None) -> tuple[Any, Any]:
-        state, y = self.cell.step(params, state, x, key)
-        return state, self._join(x, y)
-
-    def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
-        state, ys = self.cell._unroll(params, xs, state, run)
-        return state, self._join(xs, ys)
-
-    def _join(self, x: Any, y: Any) -> Array:
+    def join(self, params: Any, x: Any, y: Any) -> Array:
         vectors = all(isinstance(part, jax.Array) and jnp.issubdtype(part.dtype, jnp.floating) for part in (x, y))
         if not vectors or x.shape[:-1] != y.shape[:-1]:
             raise ValueError(f"{self} cannot join its input {errors.shape_of(x)} and the output {errors.shape_of(y)}.")
@@ -84,15 +85,15 @@ class Skip(Wrapper):
 
 
 class HighwayParams(NamedTuple):
-    """The parameters of a highway around a cell: those of its gate."""
+    """The parameters of a highway around a layer: those of its gate."""
 
     cell: Any
     gate_kernel: Float[Array, "input output"]
     gate_bias: Float[Array, "output"]
 
 
-class Highway(Extended):
-    """A cell around which a gate lets its input pass.
+class Highway(Shortcut, Extended):
+    """A layer around which a gate lets its input pass.
 
         t = σ(x W + b)
         y = t cell(x) + (1 - t) x
@@ -115,7 +116,7 @@ class Highway(Extended):
         super().__post_init__()
         if self.cell.input_rank != 1 or not isinstance(self.input_size, int) or self.input_size != self.output_size:
             raise ValueError(
-                f"Highway needs a cell that reads and gives vectors of one size, but {self.cell} reads "
+                f"Highway needs a layer that reads and gives vectors of one size, but {self.cell} reads "
                 f"{self.input_size} and gives {self.output_size} features."
             )
 
@@ -127,16 +128,10 @@ class Highway(Extended):
     def axes(self) -> Any:
         return HighwayParams._make((self.cell.axes(), PartitionSpec("input", "output"), PartitionSpec("output")))
 
-    def step(self, params: HighwayParams, state: Any, x: Any, key: Array | None = None) -> tuple[Any, Any]:
-        state, y = self.cell.step(params.cell, state, x, key)
-        return state, self._mix(params, x, y)
-
-    def _unroll(self, params: HighwayParams, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
-        state, ys = self.cell._unroll(params.cell, xs, state, run)
-        return state, self._mix(params, xs, ys)
-
-    def _mix(self, params: HighwayParams, x: Array, y: Array) -> Array:
+    def join(self, params: HighwayParams, x: Array, y: Array) -> Array:
         errors.check_features(self, x, self.input_size)
+        if x.shape != y.shape:
+            raise ValueError(f"{self} cannot mix its input {errors.shape_of(x)} and the output {errors.shape_of(y)}.")
         z = x @ params.gate_kernel
         gate = jax.nn.sigmoid(z + jnp.broadcast_to(params.gate_bias, z.shape))
         return gate * y + (1 - gate) * x

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from jaxseq.combinators.conditioning import Conditioned
 from jaxseq.combinators.noise import Drawn
+from jaxseq.core.cell import Cell
 from jaxseq.core.wrapper import Extended, Wrapper, each_array, follow, layers_within
 
 
@@ -33,6 +34,8 @@ class LearnedState(Extended):
     """
 
     changes_state = True
+
+    cell: Cell
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +86,7 @@ class RandomState(Wrapper):
 
     changes_state = True
 
+    cell: Cell
     _: dataclasses.KW_ONLY
     scale: float = 1.0
 
@@ -122,6 +126,7 @@ class Clip(Wrapper):
 
     changes_state = True
 
+    cell: Cell
     bound: float | tuple[float | None, ...]
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseq.core import errors
+from jaxseq.core.cell import Cell
 from jaxseq.core.wrapper import Extended, Wrapper, follow
 
 
@@ -38,6 +39,7 @@ class Leaky(Extended):
     (5, 3)
     """
 
+    cell: Cell
     rate: float | tuple[float, ...]
     _: dataclasses.KW_ONLY
     learned: bool = False
@@ -101,6 +103,7 @@ class Delay(Wrapper):
 
     free_state = False
 
+    cell: Cell
     steps: int
 
     def __post_init__(self) -> None:
@@ -137,6 +140,7 @@ class TimeSkip(Wrapper):
     (20, 3)
     """
 
+    cell: Cell
     steps: int
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxseq.core import errors
+from jaxseq.core.cell import Cell
 from jaxseq.core.unroll import Run, scan_from_fresh, unroll_steps
 from jaxseq.core.wrapper import Wrapper
 
@@ -22,6 +23,8 @@ class Plain(Wrapper):
     >>> cell.unroll(cell.init(jax.random.key(0)), jnp.ones((5, 2)))[1].shape
     (5, 3)
     """
+
+    cell: Cell
 
     def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
         return unroll_steps(lax.scan, self.cell, params, xs, state, run)
@@ -43,6 +46,7 @@ class Remat(Wrapper):
 
     saves_memory = True
 
+    cell: Cell
     every: int | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +103,8 @@ class States(Wrapper):
     keeps_size = False  # pyright: ignore[reportAssignmentType]
     output_size = None  # pyright: ignore[reportAssignmentType]
 
+    cell: Cell
+
     def step(self, params: Any, state: Any, x: Any, key: Array | None = None) -> tuple[Any, Any]:
         state, y = self.cell.step(params, state, x, key)
         return state, (state, y)
@@ -127,6 +133,8 @@ class Feedback(Wrapper):
     """
 
     keeps_size = False  # pyright: ignore[reportAssignmentType]
+
+    cell: Cell
 
     def __post_init__(self) -> None:
         super().__post_init__()

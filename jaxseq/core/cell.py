@@ -225,7 +225,14 @@ class SequenceLayer(abc.ABC):
         """
 
 
-class Cell(SequenceLayer):
+class _CellType(abc.ABCMeta):
+    """Asks the layer, as for a protocol: a wrapper is a cell if what it wraps is one."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return super().__instancecheck__(instance) and (cls is not Cell or instance._is_cell)
+
+
+class Cell(SequenceLayer, metaclass=_CellType):
     """A causal layer: it also advances one step at a time.
 
     A new cell gives `init`, `initial_state` and `step` and inherits the rest; one that reads tokens declares
@@ -237,6 +244,7 @@ class Cell(SequenceLayer):
     """
 
     free_state: ClassVar[bool] = True
+    _is_cell: ClassVar[bool] = True
 
     @abc.abstractmethod
     def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> State:

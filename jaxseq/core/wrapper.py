@@ -1,4 +1,4 @@
-"""Cells around another cell."""
+"""Layers around another layer."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -13,7 +13,10 @@ from jaxseq.core.unroll import Run
 
 
 class Wrapper(Cell):
-    """A cell around another cell, which it forwards to; subclasses change one thing.
+    """A layer around another one, which it forwards to; subclasses change one thing.
+
+    It is a cell if the inner layer is one: around another layer, such as `Bidirectional`, it only unrolls, and
+    `isinstance(wrapper, Cell)` is False. A subclass that takes cells alone says `cell: Cell`.
 
     Its params are those of the cell; a subclass that computes the cell's params from its own overrides `inner`, and one
     that has more of them extends `Extended`.
@@ -22,7 +25,7 @@ class Wrapper(Cell):
     the inner cell does to save memory when it unrolls (`Remat`) therefore goes around such a wrapper, not into it.
     """
 
-    cell: Cell
+    cell: SequenceLayer
 
     changes_state: ClassVar[bool] = False  # draws, learns, mixes or clips the arrays of the cell's state
     changes_kernels: ClassVar[bool] = False
@@ -30,15 +33,13 @@ class Wrapper(Cell):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.cell, Cell):
-            what = (
-                "has no step: it reads whole sequences; give it the cells inside"
-                if isinstance(self.cell, SequenceLayer)
-                else "is not a cell"
-            )
-            raise TypeError(f"{type(self).__name__} needs a cell, but {self.cell!r} {what}.")
         name, own = type(self).__name__, type(self)
         by_step = own._unroll is Wrapper._unroll and (own.step is not Wrapper.step or _starts_anew(own))
+        fields = {field.name: field.type for field in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        if not isinstance(self.cell, SequenceLayer):
+            raise TypeError(f"{name} needs a cell, but {self.cell!r} is not a cell.")
+        if by_step or fields["cell"] is not SequenceLayer:
+            check_steps(self, self.cell)
         for layer in layers_within(self.cell):
             inner = type(layer).__name__
             if by_step and getattr(layer, "saves_memory", False):
@@ -48,6 +49,10 @@ class Wrapper(Cell):
             if self.changes_kernels and getattr(layer, "changes_kernels", False):
                 raise TypeError(f"{name} and {inner} both change kernels and would undo each other: use one of them.")
         check_free(self, self.cell if self.changes_state else None)
+
+    @property
+    def _is_cell(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return isinstance(self.cell, Cell)
 
     @property
     def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -91,7 +96,11 @@ class Wrapper(Cell):
         return self.cell.zero_input(self.inner(params), batch_shape)
 
     def step(self, params: Params, state: State, x: Any, key: Array | None = None) -> tuple[State, Any]:
-        return self.cell.step(self.inner(params), state, x, key)
+        cell: Any = self.cell
+        return cell.step(self.inner(params), state, x, key)
+
+    def output_run(self, run: Run) -> Run:
+        return self.cell.output_run(run)
 
     def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
         starts = run.reset is None or not _starts_anew(type(self))  # as the cell's resets do
@@ -122,6 +131,8 @@ class Extended(Wrapper):
 class Reader(Wrapper):
     """A cell as a function of this library reads it; errors and profiles name that function, and the cell."""
 
+    cell: Cell
+
     def __init_subclass__(cls, function: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.__name__ = function or cls.__name__
@@ -130,7 +141,16 @@ class Reader(Wrapper):
         return repr(self.cell)
 
 
-def check_free(wrapper: SequenceLayer, cell: Cell | None) -> None:
+def check_steps(wrapper: SequenceLayer, layer: SequenceLayer) -> None:
+    """Raises TypeError unless the layer is a cell, for a wrapper that needs its steps."""
+    if not isinstance(layer, Cell):
+        raise TypeError(
+            f"{type(wrapper).__name__} needs a cell, but {layer} has no step: it reads whole sequences; give it the "
+            "cells inside."
+        )
+
+
+def check_free(wrapper: SequenceLayer, cell: SequenceLayer | None) -> None:
     """Raises TypeError if the wrapper may not change the arrays of the cell's state one by one."""
     for layer in layers_within(cell) if cell is not None else ():
         if isinstance(layer, Cell) and not layer.free_state:
