@@ -6,7 +6,7 @@ Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRN
 GatedAntisymmetricRNN, CoRNN, RecurrentHighway, SLSTM, MLSTM; Phased, around a cell.
 Over images: ConvLSTM, ConvGRU, Elman2D, LSTM2D.
 Attention: TransformerBlock, rotary.
-Combinators: Stack, Sequential, Residual, Remat, Plain, States, Feedback.
+Combinators: Stack, Sequential, Parallel, Residual, Remat, Plain, States, Feedback.
 Noise: Dropout, RecurrentDropout, WeightDrop, Zoneout, RandomState.
 Norms and states: LayerNorm, RMSNorm, WeightNorm, SpectralBound, LearnedState, Clip, Frozen, MixedPrecision.
 Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned, ClockworkRNN, Leaky, MovingAverage,
@@ -128,6 +128,7 @@ from .combinators.normalization import RMSNorm as RMSNorm
 from .combinators.normalization import SpectralBound as SpectralBound
 from .combinators.normalization import WeightNorm as WeightNorm
 from .combinators.normalization import WeightNormParams as WeightNormParams
+from .combinators.parallel import Parallel as Parallel
 from .combinators.phased import Phased as Phased
 from .combinators.phased import PhasedParams as PhasedParams
 from .combinators.precision import Frozen as Frozen

@@ -174,6 +174,16 @@ ZOO: dict[str, Line] = {
     "dropout": Line(js.Dropout(0.5), noisy=True),
     "stack": Line(js.Stack((js.Embed(4, 2), js.LSTM(2, 3), js.Dropout(0.5), js.GRU(3, 3), js.Dense(3, 4))), noisy=True),
     "sequential": Line(js.Sequential((js.LSTM(2, 3), js.Dropout(0.5), Backward(js.GRU(3, 3)))), noisy=True),
+    "parallel": Line(
+        js.Stack(
+            (
+                js.Parallel((js.Stack((js.Embed(4, 2), js.Dropout(0.5))), js.Map("identity", 0))),
+                js.Hierarchical((js.LSTM(2, 3), js.GRU(3, 2))),
+            )
+        ),
+        noisy=True,
+    ),
+    "parallel_layer": Line(js.Parallel((Backward(js.Elman(2, 3)), js.Dense(2, 2)))),
     "residual": Line(js.Residual(js.GRU(2, 2))),
     "residual_layer": Line(
         js.Residual(js.Sequential((js.FeatureNorm(2), js.Bidirectional(js.LSTM(2, 1), js.GRU(2, 1)), js.Dropout(0.5)))),

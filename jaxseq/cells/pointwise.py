@@ -225,5 +225,9 @@ class Map(Pointwise):
         if ranks != (None,) and not all(isinstance(rank, int) and rank >= 0 for rank in ranks):
             raise ValueError(f"Map needs a rank, or a tuple of ranks, as input_rank, got {self.input_rank!r}.")
 
+    @property
+    def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return isinstance(self.function, str)
+
     def apply(self, params: tuple[()], x: Any, key: Array | None = None) -> Any:
         return activation(self.function)(x)

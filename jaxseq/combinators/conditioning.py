@@ -42,18 +42,23 @@ class Conditioned(Extended):
         state=True:           s_0 = tanh(v A + a)      for each floating array s of the state
 
     `attach(params, v)` puts v, `[*batch, size]` or `[size]` for all rows, into the params; what is computed from it
-    alone is computed there, once. To concatenate, `cell` reads `size` features more than the conditioned one: in a
-    gated cell this is a term v R of each hidden unit and gate. To add costs no product at each step, but says no more
-    than x could. A cell inside that reads a memory of its own is attached to it by `params.cell`.
+    alone is computed there, once, with the W and A of those params. So attach inside the loss, as below: attached
+    before, the gradient with regard to W and A is zero, and an optimiser would change the vector instead.
+
+    To concatenate, `cell` reads `size` features more than the conditioned one: in a gated cell this is a term v R of
+    each hidden unit and gate. To add costs no product at each step, but says no more than x could. A cell inside that
+    reads a memory of its own is attached to it by `params.cell`.
 
     I. Goodfellow et al., Deep learning, 2016, section 10.2.4 and figure 10.9.
 
     >>> import jaxseq as js
     >>> cell = Conditioned(js.LSTM(2 + 5, 3), 5, state=True)
-    >>> params = cell.attach(cell.init(jax.random.key(0)), jnp.ones((4, 5)))
-    >>> state, ys = cell.unroll(params, jnp.ones((4, 6, 2)))
-    >>> ys.shape
-    (4, 6, 3)
+    >>> params, v = cell.init(jax.random.key(0)), jnp.ones((4, 5))
+    >>> def loss(params):
+    ...     state, ys = cell.unroll(cell.attach(params, v), jnp.ones((4, 6, 2)))
+    ...     return ys.sum()
+    >>> bool(jax.grad(loss)(params).state[0].kernel.any())
+    True
     """
 
     size: int

@@ -1,7 +1,7 @@
 """Layers one after another."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,19 @@ class Layers(SequenceLayer):
 
     layers: tuple[SequenceLayer, ...]
 
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *values: Any, **fields: Any) -> Any:
+            if len(values) > 1 and isinstance(values[0], SequenceLayer):
+                raise TypeError(f"{cls.__name__} takes its layers as one tuple: {cls.__name__}({values!r}).")
+            return super().__new__(cls)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
         if not isinstance(self.layers, tuple) or not self.layers:
-            raise TypeError(f"{name} needs a tuple of at least one layer, got {self.layers!r}.")
+            cure = f": {name}(({self.layers!r},))" if isinstance(self.layers, SequenceLayer) else ""
+            raise TypeError(f"{name} needs a tuple of at least one layer, got {self.layers!r}{cure}.")
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, SequenceLayer):
                 cure = "call it with its sizes" if isinstance(layer, type) else "Map(function) makes one of a function"
@@ -87,7 +95,7 @@ class Sequential(Layers):
             if size is not None and layer.input_rank == 0:
                 raise ValueError(f"{name}: {layer} (number {index}) reads tokens, but it is given {size} features.")
             needs = getattr(layer, "input_size", None)
-            if size is not None and needs is not None and needs != size:
+            if not _fits(size, needs):
                 raise ValueError(f"{name}: {layer} (number {index}) needs {needs} features, but it is given {size}.")
             if not layer.keeps_size:
                 size = getattr(layer, "output_size", None)
@@ -142,6 +150,13 @@ class Sequential(Layers):
     def _between(self, xs: Any, run: Run) -> tuple[Any, Run]:
         """What the next layer reads, of the outputs of the one before."""
         return xs, run
+
+
+def _fits(given: Any, needed: Any) -> bool:
+    """Whether two sizes are equal where both are known, those of tuples part by part."""
+    if isinstance(given, tuple) and isinstance(needed, tuple) and len(given) == len(needed):
+        return all(map(_fits, given, needed))
+    return given is None or needed is None or given == needed
 
 
 class Stack(Sequential, Cell):

@@ -119,6 +119,8 @@ class SequenceLayer(abc.ABC):
     def attach(self, params: Params, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
         """The params that also hold a constant `memory` to read; unchanged where nothing reads one.
 
+        What is projected from the memory is computed here, with these params. So call it inside the loss: a gradient
+        with regard to params that hold a memory already does not reach the kernels that project it.
         None takes it off again.
         """
         return params
