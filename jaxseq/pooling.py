@@ -4,10 +4,11 @@ Every function takes the outputs `[*batch, time, *features]`, or a tree of them,
 the mask (`bool[*batch, time]`, True where a step counts, gaps allowed) nothing that stands there, NaN too, reaches
 value or gradient. A row without any step gives zeros.
 
-A mask tells which axis is time. Without one, `rank` is the number of axes of one step's output: 1 for vectors, 0 for
-numbers or tokens, 3 for images.
+Which axis is time a mask tells, or `rank`, the number of axes of one step's output: 0 for numbers or tokens, 1 for
+vectors, 3 for images, a tree of ranks for a tree of outputs. Without either, outputs of up to three axes are vectors.
 """
 
+import builtins
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool
 from jaxseq.core import errors, masks
 
 
-def last(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: int = 1) -> Any:
+def last(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: Any = None) -> Any:
     """The output of the last unmasked step of each row.
 
     >>> ys = jnp.array([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
@@ -36,7 +37,7 @@ def last(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: int =
     return _pool("last", leaf, ys, mask, rank)
 
 
-def mean(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: int = 1) -> Any:
+def mean(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: Any = None) -> Any:
     """The mean over the unmasked steps of each row. Half-precision outputs are summed in float32.
 
     Raises:
@@ -62,7 +63,7 @@ def mean(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: int =
     return _pool("mean", leaf, ys, mask, rank)
 
 
-def max(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: int = 1) -> Any:
+def max(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: Any = None) -> Any:
     """The largest value of each feature over the unmasked steps of each row.
 
     >>> ys = jnp.array([[[1.0, -9.0], [7.0, -3.0]], [[4.0, -5.0], [5.0, -6.0]]])
@@ -83,21 +84,28 @@ def max(ys: Any, mask: Bool[Array, "*batch time"] | None = None, *, rank: int = 
     return _pool("max", leaf, ys, mask, rank)
 
 
-def _pool(name: str, leaf: Callable[..., Array], ys: Any, mask: Array | None, rank: int) -> Any:
+def _pool(name: str, leaf: Callable[..., Array], ys: Any, mask: Array | None, rank: Any) -> Any:
     """`leaf(y, mask, time)` of each array in `ys`, once the shapes are known to belong together."""
 
-    def pooled(y):
+    def pooled(y, rank):
         y = jnp.asarray(y)
-        if mask is not None:
-            steps = y.shape[: jnp.ndim(mask)]
-            errors.check_flags(name, mask, "mask", steps)
-            return leaf(y, jnp.asarray(mask), len(steps) - 1)
+        if rank is None and mask is None and y.ndim > 3:
+            raise ValueError(
+                f"{name} cannot tell the time axis of {errors.shape_of(y)}: give a mask, or say the rank of one step's "
+                "output, such as rank=1 for vectors or rank=3 for images."
+            )
+        if rank is None:
+            rank = 1 if mask is None else builtins.max(0, y.ndim - jnp.ndim(mask))
         if not 0 <= rank < y.ndim:
             raise ValueError(
                 f"{name} needs outputs [*batch, time] with {rank} more axes (rank={rank}), got {errors.shape_of(y)}: "
                 "say the rank of one step's output, or give a mask."
             )
         steps = y.shape[: y.ndim - rank]
-        return leaf(y, jnp.ones(steps, bool), len(steps) - 1)
+        flags = jnp.ones(steps, bool) if mask is None else jnp.asarray(mask)
+        errors.check_flags(name, flags, "mask", steps)
+        return leaf(y, flags, len(steps) - 1)
 
-    return jax.tree.map(pooled, ys)
+    if rank is None or isinstance(rank, int):
+        return jax.tree.map(lambda y: pooled(y, rank), ys)
+    return jax.tree.map(pooled, ys, rank)

@@ -76,7 +76,21 @@ def test_last_is_the_state_that_a_cell_ends_with():
     np.testing.assert_array_equal(js.pooling.last(ys, MASK), state.hidden)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_tree_of_ranks(pool):
+    images = YS.reshape(4, 5, 3, 1, 1)
+    pooled = pool({"image": images, "vector": YS}, rank={"image": 3, "vector": 1})
+    assert jax.tree.map(jnp.shape, pooled) == {"image": (4, 3, 1, 1), "vector": (4, 3)}
+    np.testing.assert_array_equal(pooled["image"][..., 0, 0], pooled["vector"])
+
+
 def test_errors_say_which_axes_belong_together():
+    with pytest.raises(ValueError, match=r"mean cannot tell the time axis of float32\[4,5,3,1,1\]: give a mask"):
+        js.pooling.mean(YS.reshape(4, 5, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"mask of shape \(4, 5\)"):
+        js.pooling.last(YS, MASK, rank=2)
+    with pytest.raises(ValueError, match=r"mask of shape \(4, 5\); these inputs need \[\*batch, time\] = \(3,\)"):
+        js.pooling.last(jnp.ones(3), MASK)
     with pytest.raises(ValueError, match=r"with 1 more axes \(rank=1\), got float32\[3\]"):
         js.pooling.last(jnp.ones(3))
     with pytest.raises(ValueError, match=r"mask of shape \(5, 4\)"):
