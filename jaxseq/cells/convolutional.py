@@ -50,12 +50,12 @@ class Convolutional(Cell):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        if not _are_sizes(self.input_shape) or not 2 <= len(self.input_shape) <= 4:
+        if not errors.are_sizes(self.input_shape) or not 2 <= len(self.input_shape) <= 4:
             raise ValueError(
                 f"{name} needs an input_shape (*places, channels) with one to three axes of places, such as "
                 f"(28, 28, 1), got {self.input_shape!r}."
             )
-        if not _are_sizes(self.window) or len(self.window) != len(self.input_shape) - 1:
+        if not errors.are_sizes(self.window) or len(self.window) != len(self.input_shape) - 1:
             raise ValueError(
                 f"{name} needs a kernel_size that is one number, or one for each of the {len(self.input_shape) - 1} "
                 f"axes of places, got {self.kernel_size!r}."
@@ -202,7 +202,3 @@ class ConvGRU(Convolutional):
         update = sigma(z + u_z)
         hidden = (1 - update) * activation(self.activation)(n + u_n) + update * hidden
         return GRUState(hidden), hidden
-
-
-def _are_sizes(sizes: Any) -> bool:
-    return isinstance(sizes, tuple) and all(type(size) is int and size >= 1 for size in sizes)

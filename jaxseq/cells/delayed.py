@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseq.cells.gated import GatedParams, Recurrent
+from jaxseq.core import errors
 
 
 class DelayedElmanState(NamedTuple):
@@ -42,7 +43,7 @@ class DelayedElman(Recurrent):
         super().__post_init__()
         if not isinstance(self.delays, tuple) or not self.delays:
             raise TypeError(f"DelayedElman needs a tuple of delays, such as (1, 2, 4), got {self.delays!r}.")
-        if not all(isinstance(delay, int) and delay >= 1 for delay in self.delays):
+        if not errors.are_sizes(self.delays):
             raise ValueError(f"DelayedElman needs delays of at least one step, got {self.delays}.")
         if self.hidden_size % len(self.delays):
             raise ValueError(

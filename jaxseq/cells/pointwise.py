@@ -176,7 +176,7 @@ class Concatenate(Pointwise):
         super().__post_init__()
         if not isinstance(self.sizes, tuple) or not self.sizes:
             raise TypeError(f"Concatenate needs a tuple of sizes, such as (2, 3), got {self.sizes!r}.")
-        if not all(isinstance(size, int) and size >= 1 for size in self.sizes):
+        if not errors.are_sizes(self.sizes):
             raise ValueError(f"Concatenate needs sizes >= 1, got {self.sizes!r}.")
 
     @property

@@ -50,7 +50,7 @@ class Recurrent2D(Cell):
     def __post_init__(self) -> None:
         super().__post_init__()
         shape = self.input_shape
-        if not isinstance(shape, tuple) or len(shape) != 2 or not all(type(n) is int and n >= 1 for n in shape):
+        if not errors.are_sizes(shape) or len(shape) != 2:
             raise ValueError(
                 f"{type(self).__name__} needs the shape of a row, (width, channels), as input_shape, got {shape!r}."
             )

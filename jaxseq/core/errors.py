@@ -13,6 +13,11 @@ def shape_of(value: Any) -> str:
     return str(short).replace("'", "")
 
 
+def are_sizes(sizes: Any) -> bool:
+    """Whether these are a tuple of integers of at least 1."""
+    return isinstance(sizes, tuple) and all(type(size) is int and size >= 1 for size in sizes)
+
+
 def check_features(layer: Any, x: jax.Array, size: int, name: str = "inputs") -> None:
     """Raises ValueError unless `x` is an array whose last axis holds `size` features."""
     if not hasattr(x, "shape"):

@@ -131,5 +131,3 @@ def test_wrong_use():
         js.LearnedState(js.Dense(2, 3)).init(jax.random.key(0))
     with pytest.raises(ValueError, match=re.escape("Clip needs a bound > 0, got -1")):
         js.Clip(js.LSTM(2, 3), (None, -1))
-    with pytest.raises(TypeError, match="Frozen needs a cell, but Sequential.* has no step"):
-        js.Frozen(js.Sequential((js.Dense(2, 3),)))

@@ -121,7 +121,7 @@ INPUTS = {
     "features of a GRUv1": (js.GRUv1(3, 4), floats(7, 2), ValueError, "GRUv1(input_size=3, hidden_size=4) got inputs"),
     "features of a Dense": (js.Dense(3, 4), floats(7, 2), ValueError, "Dense(input_size=3, output_size=4) got inputs"),
     "features inside a Stack": (
-        js.Stack((js.Map("tanh"), ELMAN)),
+        js.Stack((js.Map(jnp.tanh), ELMAN)),
         floats(7, 2),
         ValueError,
         "Elman(input_size=3, hidden_size=4) got inputs with 2 features",
@@ -517,8 +517,8 @@ BUILT = {
     ),
     "tokens": (lambda: js.Stack((ELMAN, EMBED)), ValueError, "(number 1) reads tokens, but it is given 4 features"),
     "sum": (lambda: js.Residual(ELMAN), ValueError, "Residual adds input to output, but Elman(input_size=3, hidden_"),
-    "sum of a layer": (
-        lambda: js.Residual(SEQUENTIAL),
+    "steps of a layer": (
+        lambda: js.Remat(SEQUENTIAL),
         TypeError,
         "has no step: it reads whole sequences",
     ),
