@@ -16,6 +16,8 @@ import jaxseq as js
 
 pytestmark = pytest.mark.slow
 SEEDS = jax.random.split(jax.random.key(0), 3)
+TEST_ROWS = 4096
+CHANCE = 0.025  # from it, at most: three standard deviations of 4096 guesses of a fair coin are 0.0234
 
 
 def fit(loss, optimizer, steps, params, key):
@@ -44,24 +46,19 @@ def fit_seeds(init, loss, score, optimizer=None, steps=300):
 
 
 def unrolled(layer, pool=js.pooling.last):
-    """The logits of a layer after a sequence, or with `pool=None` at each of its steps."""
-
-    def logits(params, xs):
-        _, ys = layer.unroll(params, xs)
-        return ys if pool is None else pool(ys)
-
-    return logits
+    """The logits of a layer after a sequence."""
+    return lambda params, xs: pool(layer.unroll(params, xs)[1])
 
 
 def classification(logits, draw):
-    """`loss` and `score`, the accuracy, of `logits(params, xs)` on the batches of `draw(key)`."""
+    """`loss` and `score`, the accuracy on many rows, of `logits(params, xs)` on the batches of `draw(key, rows=64)`."""
 
     def loss(params, key):
         xs, labels = draw(key)
         return optax.softmax_cross_entropy_with_integer_labels(logits(params, xs), labels).mean()
 
     def score(params, key, draw=draw):
-        xs, labels = draw(key)
+        xs, labels = draw(key, TEST_ROWS)
         return (logits(params, xs).argmax(-1) == labels).mean()
 
     return loss, score
@@ -74,17 +71,17 @@ def classifier(hidden=16, inputs=2, **options):
 # Vanishing and exploding gradients: section 10.7, 10.11
 
 
-def recall(length, key):
+def recall(length, key, rows=64):
     """A bit, and then nothing for `length` steps."""
-    bits = jax.random.bernoulli(key, shape=(64,)).astype(int)
-    return jnp.concatenate([bits[:, None], jnp.full((64, length), 2)], axis=1), bits
+    bits = jax.random.bernoulli(key, shape=(rows,)).astype(int)
+    return jnp.concatenate([bits[:, None], jnp.full((rows, length), 2)], axis=1), bits
 
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_clipping_cures_exploding(clip):
     """A linear map of radius 1.1 over 100 steps: plain descent ends in NaN; clipped by its norm it trains."""
-    cell = js.Elman(4, 4, activation="identity")
-    optimizer = optax.sgd(optax.linear_schedule(0.1, 0, 2000))
+    cell = js.Elman(1, 4, activation="identity")
+    optimizer = optax.sgd(optax.linear_schedule(0.03, 0, 1000))
     if clip:
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
 
@@ -92,33 +89,36 @@ def test_clipping_cures_exploding(clip):
         return js.initializers.orthogonal(cell, cell.init(key), key, scale=1.1)
 
     def loss(params, key):
-        """Mean squared error of the first input after 100 steps; 1 for a network that says 0."""
-        first = jax.random.normal(key, (16, 4))
-        xs = jnp.zeros((16, 100, 4)).at[:, 0].set(first)
-        state, _ = cell.unroll(params, xs)
-        return ((state.hidden - first) ** 2).mean()
+        """Mean squared error of the first input, of variance 1, as the sum of the units after 100 steps."""
+        first = jax.random.normal(key, (16, 1))
+        state, _ = cell.unroll(params, jnp.zeros((16, 100, 1)).at[:, 0].set(first))
+        return ((state.hidden.sum(axis=-1, keepdims=True) - first) ** 2).mean()
 
-    after, _ = fit_seeds(init, loss, loss, optimizer, steps=2000)
+    after, _ = fit_seeds(init, loss, loss, optimizer, steps=1000)
     if clip:
-        assert (after < 0.8).all(), after  # from about 1e8
+        assert all(loss(init(key), key) > 1e6 for key in SEEDS)
+        assert (after < 1e-4).all(), after
     else:
         assert np.isnan(after).all()
 
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_clipping_does_not_cure_vanishing(clip):
-    """A tanh network of radius 0.5 does not learn to recall a bit over 60 steps; over 2 steps it does."""
+    """A tanh network of radius 0.5 learns to recall a bit over 2 steps, not over 60; one of radius 1 does that too."""
     cell = classifier(inputs=3)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0) if clip else optax.identity(), optax.sgd(0.3, momentum=0.9))
+    optimizer = optax.sgd(0.03, momentum=0.9)
+    if clip:
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
 
-    def init(key):
-        return js.initializers.orthogonal(cell, cell.init(key), key, scale=0.5)
+    def accuracy(radius, length):
+        def init(key):
+            return js.initializers.orthogonal(cell, cell.init(key), key, scale=radius)
 
-    def accuracy(length):
         return fit_seeds(init, *classification(unrolled(cell), functools.partial(recall, length)), optimizer)[0]
 
-    assert (accuracy(2) == 1).all()
-    assert (accuracy(60) < 0.75).all()
+    assert (accuracy(0.5, 2) == 1).all()
+    assert (abs(accuracy(0.5, 60) - 0.5) < CHANCE).all()
+    assert np.median(accuracy(1.0, 60)) == 1
 
 
 def test_clipping_by_norm_keeps_the_direction_and_by_value_does_not():
@@ -212,35 +212,36 @@ def test_eight_uniform_layers_lose_the_first_layers_gradient_and_a_shortcut_rest
         cell = js.Stack(layers)
         params = cell.init(seed)
         for role in ("input", "recurrent"):
-            params = js.initializers.uniform(cell, params, seed, role=role, scale=0.08)  # as Sutskever et al. 2014
+            key = jax.random.fold_in(seed, len(role))
+            params = js.initializers.uniform(cell, params, key, role=role)  # up to 1 / sqrt(units), as torch has it
         weights = jax.random.normal(seed, (32,))
         gradient = jax.grad(lambda p: (cell.unroll(p, xs)[1][:, -1] @ weights).sum())(params)
         first, last = (jnp.linalg.norm(gradient[layer].bias) for layer in (0, -1))
         return float(first / last)
 
     plain, shortcut = (np.median([share(wrap, seed) for seed in SEEDS]) for wrap in (lambda cell: cell, js.Residual))
-    assert plain < 0.05 and shortcut > 0.5, (plain, shortcut)
+    assert plain < 0.05 and shortcut > 1, (plain, shortcut)
 
 
 # Output feedback: sections 10.2.1 and 10.2.3
 
 
 def test_output_only_recurrence_cannot_recall_a_bit_over_silent_steps_and_elman_can():
-    """A bit, seven steps at which the output has to be 2, silence, and then the bit: what is fed back knows nothing."""
+    """A bit, seven steps whose output has to be 2, a signal, and then the bit: what is fed back knows nothing of it."""
     silent = 7
 
-    def draw(key):
-        bits = jax.random.bernoulli(key, shape=(64,)).astype(int)
-        tokens = jnp.full((64, silent + 2), 2).at[:, 0].set(bits)
-        outputs = jnp.full((64, silent + 2), 2).at[:, -1].set(bits)
+    def draw(key, rows=64):
+        bits = jax.random.bernoulli(key, shape=(rows,)).astype(int)
+        tokens = jnp.full((rows, silent + 2), 2).at[:, 0].set(bits).at[:, -1].set(3)
+        outputs = jnp.full((rows, silent + 2), 2).at[:, -1].set(bits)
         return tokens, outputs
 
-    jordan, one_hot = js.Jordan(3, 16, 3), js.OneHot(3)
-    elman = js.Stack((one_hot, js.Elman(3, 16), js.Dense(16, 3)))
+    jordan = js.Jordan(4, 16, 3)
+    elman = js.Stack((js.OneHot(4), js.Elman(4, 16), js.Dense(16, 3)))
 
     def jordan_logits(params, xs, outputs):
         before = jnp.concatenate([jnp.full_like(outputs[:, :1], 2), outputs[:, :-1]], axis=1)
-        return jordan.unroll(params, (jax.nn.one_hot(xs, 3), jax.nn.one_hot(before, 3)))[1]
+        return jordan.unroll(params, (jax.nn.one_hot(xs, 4), jax.nn.one_hot(before, 3)))[1]
 
     def run(init, logits):
         def loss(params, key):
@@ -248,12 +249,12 @@ def test_output_only_recurrence_cannot_recall_a_bit_over_silent_steps_and_elman_
             return js.losses.cross_entropy(logits(params, xs, outputs), outputs).mean()
 
         def score(params, key):
-            xs, outputs = draw(key)
+            xs, outputs = draw(key, TEST_ROWS)
             return (logits(params, xs, outputs)[:, -1].argmax(-1) == outputs[:, -1]).mean()
 
         return fit_seeds(init, loss, score)[0]
 
-    assert (run(jordan.init, jordan_logits) < 0.75).all()
+    assert (abs(run(jordan.init, jordan_logits) - 0.5) < CHANCE).all()
     assert (run(elman.init, lambda params, xs, outputs: elman.unroll(params, xs)[1]) == 1).all()
     text = str(jax.make_jaxpr(lambda p: jordan_logits(p, *draw(jax.random.key(0))))(jordan.init(jax.random.key(0))))
     assert "scan" not in text and "while" not in text  # and it trains at all steps at once
@@ -362,12 +363,12 @@ def test_an_elman_network_set_by_hand_recognises_brackets_to_a_depth_of_12():
 # Parameters shared over time: section 10 and 10.1
 
 
-def adjacent(first, last, time, key):
+def adjacent(first, last, time, key, rows=64):
     """Two tokens 0 between the positions `first` and `last` of random others: side by side (label 1), or one apart."""
     place_key, label_key, token_key = jax.random.split(key, 3)
-    labels = jax.random.bernoulli(label_key, shape=(64,)).astype(int)
-    place = jax.random.randint(place_key, (64, 1), first, last - 2)
-    tokens, steps = jax.random.randint(token_key, (64, time), 1, 4), jnp.arange(time)
+    labels = jax.random.bernoulli(label_key, shape=(rows,)).astype(int)
+    place = jax.random.randint(place_key, (rows, 1), first, last - 2)
+    tokens, steps = jax.random.randint(token_key, (rows, time), 1, 4), jnp.arange(time)
     return jnp.where((steps == place) | (steps == place + 2 - labels[:, None]), 0, tokens), labels
 
 
@@ -406,19 +407,17 @@ def test_what_is_learned_on_short_sequences_holds_on_sequences_of_twice_the_leng
 
 
 def test_order_is_seen_where_a_bag_of_words_is_at_chance():
-    def draw(key):
+    def draw(key, rows=64):
         """Ten tokens with a 1 and a 2 among zeros: does the 1 come first?"""
-        keys = jax.random.split(key, 64)
-        places = jax.vmap(lambda key: jax.random.choice(key, 10, (2,), replace=False))(keys)
-        rows = jnp.arange(64)
-        xs = jnp.zeros((64, 10), int).at[rows, places[:, 0]].set(1).at[rows, places[:, 1]].set(2)
-        return xs, (places[:, 0] < places[:, 1]).astype(int)
+        tokens = jnp.broadcast_to(jnp.where(jnp.arange(10) < 3, jnp.arange(10), 0), (rows, 10))
+        xs = jax.random.permutation(key, tokens, axis=1, independent=True)
+        return xs, ((xs == 1).argmax(axis=1) < (xs == 2).argmax(axis=1)).astype(int)
 
     elman = classifier(inputs=3)
     ordered, _ = fit_seeds(elman.init, *classification(unrolled(elman), draw))
     bag = js.Stack((js.Embed(3, 16), js.Dense(16, 2)))
     unordered, _ = fit_seeds(bag.init, *classification(unrolled(bag, js.pooling.mean), draw))
-    assert (ordered > 0.95).all() and (abs(unordered - 0.5) < 0.25).all(), (ordered, unordered)
+    assert (ordered > 0.95).all() and (abs(unordered - 0.5) < CHANCE).all(), (ordered, unordered)
 
 
 # Reading both ways: section 10.3
@@ -427,12 +426,15 @@ def test_order_is_seen_where_a_bag_of_words_is_at_chance():
 def test_some_labels_need_the_future():
     """Each label is the next token: a causal network is at chance, one that reads both ways is right."""
 
-    def draw(key):
-        xs = jax.random.bernoulli(key, shape=(64, 12)).astype(int)
-        return xs, jnp.concatenate([xs[:, 1:], xs[:, :1] * 0], axis=1)
+    def draw(key, rows=64):
+        xs = jax.random.bernoulli(key, shape=(rows, 12)).astype(int)
+        return xs, xs[:, 1:]
+
+    def logits(layer):
+        return lambda params, xs: layer.unroll(params, xs)[1][:, :-1]  # the last token has no next one
 
     causal = classifier()
     both = js.Sequential((js.OneHot(2), js.Bidirectional(js.Elman(2, 16), js.Elman(2, 16)), js.Dense(32, 2)))
-    at_chance, _ = fit_seeds(causal.init, *classification(unrolled(causal, pool=None), draw))
-    right, _ = fit_seeds(both.init, *classification(unrolled(both, pool=None), draw))
-    assert (at_chance < 0.65).all() and (right > 0.99).all(), (at_chance, right)
+    at_chance, _ = fit_seeds(causal.init, *classification(logits(causal), draw))
+    right, _ = fit_seeds(both.init, *classification(logits(both), draw))
+    assert (abs(at_chance - 0.5) < CHANCE).all() and (right > 0.99).all(), (at_chance, right)
