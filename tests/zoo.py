@@ -218,7 +218,7 @@ ZOO: dict[str, Line] = {
     "layer_norm_axis": Line(js.LayerNorm(js.LSTM(2, 3, gate_layout="axis"))),
     "rms_norm": Line(js.RMSNorm(js.Elman(2, 3))),
     "weight_norm": Line(js.WeightNorm(js.Stack((js.GRU(2, 3), js.Dense(3, 2))))),
-    "spectral_bound": Line(js.SpectralBound(js.LSTM(2, 3), bound=2.0)),
+    "spectral_bound": Line(js.SpectralBound(js.RecurrentDropout(js.LSTM(2, 3), 0.5), bound=2.0), noisy=True),
     "learned_state": Line(js.LearnedState(js.Stack((js.LSTM(2, 3), js.Elman(3, 2))))),
     "random_state": Line(js.RandomState(js.LSTM(2, 3)), noisy=True),
     "clip": Line(js.Clip(js.LSTM(2, 3), (None, 0.5))),

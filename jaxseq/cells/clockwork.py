@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxseq.cells.elman import Elman
 from jaxseq.cells.gated import GatedParams
 from jaxseq.core.activations import activation
+from jaxseq.core.cell import Params, SequenceLayer
 from jaxseq.core.scan import scan
 from jaxseq.core.unroll import Run
 
@@ -78,9 +79,14 @@ class ClockworkRNN(Elman):
         return ClockworkState(self.zeros(params, batch_shape), jnp.zeros(batch_shape, jnp.int32))
 
     def products(self, params: GatedParams, hidden: Array, x: Array) -> tuple[Array, Array]:
-        groups = jnp.arange(self.hidden_size) // self.group_size
-        kernel = jnp.where((groups[:, None] >= groups[None])[:, None], params.recurrent_kernel, 0)
+        kernel = self.connected(params).recurrent_kernel
         return self.product(x, params.input_kernel, params.bias), self.product(hidden, kernel)
+
+    def connected(self, params: GatedParams) -> GatedParams:
+        """The params with 0 where a group does not read another."""
+        groups = jnp.arange(self.hidden_size) // self.group_size
+        reads = (groups[:, None] >= groups[None])[:, None]
+        return params._replace(recurrent_kernel=jnp.where(reads, params.recurrent_kernel, 0))
 
     def update(
         self, params: GatedParams, state: ClockworkState, from_input: Array, from_recurrent: Array
@@ -128,3 +134,8 @@ class ClockworkRNN(Elman):
             before = jnp.concatenate([jnp.concatenate([first[None], held[:-1]]), before], axis=-1)
         last = ClockworkState(hidden[-1], state.clock + time)
         return last, jnp.flip(hidden, axis=0) if reverse else hidden
+
+
+def connected(layer: SequenceLayer, params: Params) -> Params:
+    """For `map_layers`: those of a Clockwork RNN with 0 where a group does not read another, others as they are."""
+    return layer.connected(params) if isinstance(layer, ClockworkRNN) else params

@@ -189,6 +189,7 @@ class ConvGRU(Convolutional):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
+    keeps: ClassVar[tuple[str, ...]] = ("z",)
 
     def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> GRUState:
         return GRUState(self.zeros(params, batch_shape))

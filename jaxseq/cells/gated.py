@@ -39,7 +39,8 @@ class Recurrent(Cell):
     """A cell that multiplies its input and its hidden state by kernels of several gates.
 
     A subclass gives `gates`, their names in the order of the kernels (the letters of its equations; "f" forgets),
-    `initial_state` and `step`, and extends `init` and `axes` if it has more parameters.
+    `initial_state` and `step`, and extends `init` and `axes` if it has more parameters. Where another gate than "f"
+    keeps the state, `keeps` names it, as ("z",), or ("-u",) for one that lets in: initialisers go by it.
 
     `gate_layout` says how the products hold their gates: "flat" `[*batch, gate * hidden]` is the faster, "axis"
     `[*batch, gate, hidden]` keeps each unit whole where the params are sharded over `hidden`. None is flat unless the

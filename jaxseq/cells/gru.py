@@ -54,6 +54,7 @@ class GRU(GRUBase, Gated):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
+    keeps: ClassVar[tuple[str, ...]] = ("z",)
 
     def init(self, key: Array) -> GRUParams:
         params = super().init(key)
@@ -87,6 +88,7 @@ class GRUv1(GRUBase):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
+    keeps: ClassVar[tuple[str, ...]] = ("z",)
 
     def step(self, params: GatedParams, state: GRUState, x: Float[Array, "*batch input"], key: Any = None) -> Any:
         self.check(params, state, x)
@@ -117,6 +119,7 @@ class MinimalGRU(GRUBase, Gated):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("z", "n")
+    keeps: ClassVar[tuple[str, ...]] = ("z",)
 
     def update(self, params: GatedParams, state: GRUState, from_input: Array, from_recurrent: Array) -> GRUState:
         z, n = self.split_gates(from_input + from_recurrent)

@@ -46,6 +46,11 @@ class RecurrentHighway(GRUBase):
         """The names of all layers' gates."""
         return tuple(f"{gate}{layer}" for layer in range(1, self.depth + 1) for gate in "nt")
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """The names of the gates that let in."""
+        return tuple(f"-t{layer}" for layer in range(1, self.depth + 1))
+
     def init(self, key: Array) -> GatedParams:
         params = super().init(key)
         return params._replace(input_kernel=params.input_kernel[:, :2], bias=params.bias.at[1::2].set(-2))

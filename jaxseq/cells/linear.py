@@ -160,6 +160,7 @@ class MinGRU(GatedLinear):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("z", "n")
+    keeps: ClassVar[tuple[str, ...]] = ("z",)
 
     hidden_size: int
     _: dataclasses.KW_ONLY

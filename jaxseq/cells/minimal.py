@@ -31,6 +31,7 @@ class MGU(GRUBase):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("u", "n")
+    keeps: ClassVar[tuple[str, ...]] = ("-u",)
 
     def step(self, params: GatedParams, state: GRUState, x: Float[Array, "*batch input"], key: Any = None) -> Any:
         self.check(params, state, x)
@@ -116,6 +117,7 @@ class Mutant(GRUBase):
     """What MUT1, MUT2 and MUT3 share: a reset gate r, an update gate u, which takes in the new, and a candidate n."""
 
     gates: ClassVar[tuple[str, ...]] = ("r", "u", "n")
+    keeps: ClassVar[tuple[str, ...]] = ("-u",)
     adds_input: ClassVar[bool] = True  # x as it is
 
     def __post_init__(self) -> None:

@@ -200,6 +200,7 @@ class LSTM2D(Recurrent2D):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("i", "f_a", "f_l", "g", "o")
+    keeps: ClassVar[tuple[str, ...]] = ("f_a", "f_l")
 
     _: dataclasses.KW_ONLY
     gate_activation: Activation = "sigmoid"

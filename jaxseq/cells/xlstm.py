@@ -71,6 +71,9 @@ class SLSTM(Gated):
         kernel = jnp.concatenate([head.recurrent_kernel for head in heads])
         return params._replace(recurrent_kernel=kernel, bias=params.bias.at[1].set(1))
 
+    def axes(self) -> Any:
+        return GATED_AXES._replace(recurrent_kernel=PartitionSpec("recurrent", "gate", "unit"))
+
     def initial_state(self, params: GatedParams, batch_shape: tuple[int, ...] = ()) -> SLSTMState:
         return SLSTMState(*(self.zeros(params, batch_shape) for _ in range(4)))
 
@@ -132,6 +135,7 @@ class MLSTM(Recurrent):
     """
 
     gates: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o")
+    head_gates: ClassVar[tuple[str, ...]] = ("i", "f")
     free_state = False
 
     _: dataclasses.KW_ONLY

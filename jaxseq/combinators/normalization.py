@@ -1,15 +1,18 @@
 """Normalised and bounded weights, and normalised products, around layers."""
 
+import abc
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxseq.cells.clockwork import connected
 from jaxseq.cells.gated import GATED_AXES, Gated, GatedWrapper
 from jaxseq.cells.normalized import normalized_products
-from jaxseq.core.kernels import kernel_axes, map_kernels
+from jaxseq.core.kernels import Role, kernel_axes, map_kernels
 from jaxseq.core.precision import widen
 from jaxseq.core.wrapper import Extended, Wrapper
 
@@ -86,6 +89,41 @@ class RMSNorm(LayerNorm):
         return normalized_products(self.cell, params.cell, params, hidden, x, self.epsilon, center=False)
 
 
+class Multiplied(NamedTuple):
+    """The params of a cell as it multiplies them, with noise or a memory, beside those that they are computed from."""
+
+    cell: Any
+    stored: Any
+
+
+class Reparametrized(Wrapper):
+    """A wrapper whose `kernels` computes the params of the cell; before it draws its noise, or attaches a memory."""
+
+    @abc.abstractmethod
+    def kernels(self, params: Any) -> Any:
+        """The params of the cell."""
+
+    def inner(self, params: Any) -> Any:
+        return params.cell if isinstance(params, Multiplied) else self.kernels(params)
+
+    def draw(self, params: Any, key: Array) -> Multiplied:
+        return Multiplied(self.cell.draw(self.inner(params), key), _stored(params))
+
+    def attach(self, params: Any, memory: Any, mask: Any = None) -> Any:
+        stored = _stored(params)
+        if memory is None:
+            return stored
+        before = self.kernels(stored)
+        attached = self.cell.attach(before, memory, mask)
+        known = {id(leaf) for leaf in jax.tree.leaves(before)}
+        reads = any(id(leaf) not in known for leaf in jax.tree.leaves(attached))
+        return Multiplied(attached, stored) if reads else stored
+
+
+def _stored(params: Any) -> Any:
+    return params.stored if isinstance(params, Multiplied) else params
+
+
 class WeightNormParams(NamedTuple):
     """The parameters of a layer with normalised weights: directions in the place of its kernels, and their lengths."""
 
@@ -93,7 +131,7 @@ class WeightNormParams(NamedTuple):
     scales: tuple[Float[Array, "gate *units"], ...]
 
 
-class WeightNorm(Extended):
+class WeightNorm(Reparametrized, Extended):
     """A layer whose kernels are a direction and a length for each unit: w = g v / |v|.
 
     It takes any layer, a Stack too, that has kernels: arrays whose first axis is "input" or "recurrent" in `axes()`.
@@ -114,21 +152,21 @@ class WeightNorm(Extended):
         kernel_axes(self.cell, "input", "recurrent")
 
     def init(self, key: Array) -> WeightNormParams:
-        params, scales = self.cell.init(key), []
+        params = self.cell.init(key)
+        return WeightNormParams(params, tuple(self._lengths(params)))
 
-        def measure(index, kernel):
-            scales.append(_length(kernel, self._features[index]))
-            return kernel
-
-        map_kernels(self.cell, params, measure, "input", "recurrent")
-        return WeightNormParams(params, tuple(scales))
+    def measured(self, params: WeightNormParams, *roles: Role) -> WeightNormParams:
+        """The params with the lengths of the kernels of these roles as scales: the kernels are what they look like."""
+        kernels = [names for names in kernel_axes(self.cell, "input", "recurrent") if names]
+        each = zip(kernels, params.scales, self._lengths(params.cell), strict=True)
+        return params._replace(scales=tuple(length if names[0] in roles else scale for names, scale, length in each))
 
     def axes(self) -> Any:
         kernels = [names for names in kernel_axes(self.cell, "input", "recurrent") if names]
         units = [[name for name in names if name not in ("gate", *_FEATURES)] for names in kernels]
         return WeightNormParams._make((self.cell.axes(), tuple(PartitionSpec("gate", *names) for names in units)))
 
-    def inner(self, params: WeightNormParams) -> Any:
+    def kernels(self, params: WeightNormParams) -> Any:
         scales = iter(params.scales)
 
         def scale(index, kernel):
@@ -137,6 +175,25 @@ class WeightNorm(Extended):
             return kernel * jnp.broadcast_to(jnp.expand_dims(factor, axes), kernel.shape)
 
         return map_kernels(self.cell, params.cell, scale, "input", "recurrent")
+
+    def decayed(self, flags: WeightNormParams) -> WeightNormParams:
+        """Flags for weight decay: those of directions moved to their scales."""
+        leaves, tree = jax.tree.flatten(flags.cell)
+        kernels = [names is not None for names in kernel_axes(self.cell, "input", "recurrent")]
+        rest = [flag and not is_kernel for flag, is_kernel in zip(leaves, kernels, strict=True)]
+        scales = tuple(flag for flag, is_kernel in zip(leaves, kernels, strict=True) if is_kernel)
+        return WeightNormParams(jax.tree.unflatten(tree, rest), scales)
+
+    def _lengths(self, params: Any) -> list[Array]:
+        """The lengths of all units in each kernel."""
+        lengths = []
+
+        def measure(index, kernel):
+            lengths.append(_length(kernel, self._features[index]))
+            return kernel
+
+        map_kernels(self.cell, params, measure, "input", "recurrent")
+        return lengths
 
     @property
     def _features(self) -> list[tuple[int, ...]]:
@@ -152,15 +209,15 @@ def _length(kernel: Array, axes: tuple[int, ...]) -> Float[Array, "gate *units"]
     return jnp.sqrt(jnp.maximum((kernel**2).sum(axes), _TINY))
 
 
-class SpectralBound(Wrapper):
+class SpectralBound(Reparametrized):
     """A layer whose recurrent kernels have no singular value above `bound`.
 
         R' = R min(1, bound / σ_max(R)) for each gate
 
     It takes any layer, a Stack too, that has kernels whose first axis is "recurrent" in `axes()`. With bound <= 1 the
-    gradient through h' = tanh(x W + h R' + b) cannot grow. A sequence costs one singular value decomposition a gate. A
-    kernel is taken as it is stored: the places of a window and the blocks of an sLSTM as one matrix, a Clockwork kernel
-    whole.
+    gradient through h' = tanh(x W + h R' + b) cannot grow. A sequence costs one singular value decomposition a gate.
+    Each block of an sLSTM is bounded for itself, and of a Clockwork kernel what is read. Of a convolution the places of
+    the window are one matrix, whose bound the convolution may exceed by the root of their number.
 
     Y. Yoshida and T. Miyato, Spectral norm regularization, arXiv:1705.10941, 2017, penalise what is bounded here.
 
@@ -182,7 +239,8 @@ class SpectralBound(Wrapper):
         if not self.bound > 0:
             raise ValueError(f"SpectralBound needs a bound > 0, got {self.bound}.")
 
-    def inner(self, params: Any) -> Any:
+    def kernels(self, params: Any) -> Any:
+        params = self.cell.map_layers(connected, params)
         return map_kernels(self.cell, params, lambda _, kernel: self._bounded(kernel), "recurrent")
 
     def _bounded(self, kernel: Array) -> Array:

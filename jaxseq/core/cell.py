@@ -145,13 +145,17 @@ class SequenceLayer(abc.ABC):
         """The tree of the params with the names of each array's axes, a `PartitionSpec`, for leaves.
 
         Sharding rules, weight-decay masks and initialisers go by them; `flax.linen.logical_to_mesh` maps them. What has
-        an axis "input" or "recurrent" is a kernel: a bias of gates has two axes as well.
+        an axis "input" or "recurrent" is a kernel: a bias of gates has two axes as well. A kernel whose last axis is
+        "unit", one within a block, is block-diagonal: it holds the blocks one after the other.
         """
         params = jax.eval_shape(self.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), params)
 
     def map_layers(self, function: Callable[["SequenceLayer", Params], Params], params: Params) -> Params:
-        """The params, with those of each layer inside stacks and wrappers replaced by `function(layer, params)`."""
+        """The params, with those of each layer inside stacks and wrappers replaced by `function(layer, params)`.
+
+        Wrappers are layers too: the function is given each after what is inside, with params that hold those.
+        """
         return function(self, params)
 
     def output_run(self, run: Run) -> Run:

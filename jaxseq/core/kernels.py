@@ -1,7 +1,7 @@
 """The kernels of a layer, found by the names that `axes()` gives their axes."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def kernel_axes(layer: SequenceLayer, *roles: Role) -> list[tuple[str | None, ..
     for role in roles:
         if role not in ("input", "recurrent"):
             raise ValueError(f'The role of a kernel is "input" or "recurrent", got {role!r}.')
-    found = [names if len(names) > 1 and names[0] in roles else None for names in _axis_names(layer)]
+    found = [names if len(names) > 1 and names[0] in roles else None for names in axis_names(layer)]
     if not any(found):
         raise TypeError(
             f'{layer} has no {" or ".join(roles)} kernel: no array of its axes() begins with "{roles[0]}". A cell of '
@@ -37,12 +37,13 @@ def map_kernels(
 ) -> Params:
     """The params with `function(index, kernel)` of each kernel whose first axis is one of `roles`.
 
-    The function sees gates as the first axis `[gates, features, ..., units]`, also where a kernel has no such axis.
+    The function sees gates as the first axis `[gates, features, ..., units]`, also where a kernel has no such axis, and
+    the blocks of a block-diagonal kernel as gates of their own.
     Raises as `kernel_axes`, and a ValueError if the params are not those of the layer.
     """
     kernels = kernel_axes(layer, *roles)
     leaves, tree = jax.tree.flatten(params)
-    _check_count(layer, params, len(kernels))
+    check_count(layer, params, len(kernels))
 
     def replace(index, leaf, names):
         if names is None:
@@ -50,30 +51,20 @@ def map_kernels(
         if "gate" not in names:
             return function(index, leaf[None])[0]
         gate = names.index("gate")
-        return jnp.moveaxis(function(index, jnp.moveaxis(leaf, gate, 0)), 0, gate)
+        gates = jnp.moveaxis(leaf, gate, 0)
+        blocks = gates.reshape(-1, leaf.shape[-1], leaf.shape[-1]) if names[-1] == "unit" else gates
+        return jnp.moveaxis(function(index, blocks).reshape(gates.shape), 0, gate)
 
     return jax.tree.unflatten(tree, map(replace, range(len(leaves)), leaves, kernels))
 
 
-def kernel_mask(layer: SequenceLayer, params: Params) -> Any:
-    """True for each kernel of the params, what has an axis "input" or "recurrent": not for biases, gains, embeddings.
-
-    Raises:
-        ValueError: if the params are not those of the layer.
-        TypeError: if the layer has no kernel.
-    """
-    flags = [not {"input", "recurrent"}.isdisjoint(names) for names in _axis_names(layer)]
-    if not any(flags):
-        raise TypeError(f'{layer} has no kernel: no array of its axes() has an axis "input" or "recurrent".')
-    _check_count(layer, params, len(flags))
-    return jax.tree.unflatten(jax.tree.structure(params), flags)
-
-
-def _axis_names(layer: SequenceLayer) -> list[tuple[str | None, ...]]:
+def axis_names(layer: SequenceLayer) -> list[tuple[str | None, ...]]:
+    """For each leaf of the params the names of its axes."""
     specs = jax.tree.leaves(layer.axes(), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     return [tuple(spec) for spec in specs]
 
 
-def _check_count(layer: SequenceLayer, params: Params, count: int) -> None:
+def check_count(layer: SequenceLayer, params: Params, count: int) -> None:
+    """Raises ValueError unless the params have so many leaves."""
     if len(jax.tree.leaves(params)) != count:
         raise ValueError(f"{layer} got params of another layer: {errors.shape_of(params)}.")

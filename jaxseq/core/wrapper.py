@@ -90,7 +90,7 @@ class Wrapper(Cell):
         return self.cell.axes()
 
     def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Params) -> Params:
-        return self.cell.map_layers(function, params)
+        return function(self, self.cell.map_layers(function, params))
 
     def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
         return self.cell.zero_input(self.inner(params), batch_shape)
@@ -125,7 +125,7 @@ class Extended(Wrapper):
         return params._replace(cell=self.cell.attach(params.cell, memory, mask))
 
     def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Any) -> Params:
-        return params._replace(cell=self.cell.map_layers(function, params.cell))
+        return function(self, params._replace(cell=self.cell.map_layers(function, params.cell)))
 
 
 class Reader(Wrapper):

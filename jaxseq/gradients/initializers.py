@@ -23,9 +23,8 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array
 
-from jaxseq.cells.convolutional import ConvGRU
-from jaxseq.cells.gru import GRUBase
-from jaxseq.cells.linear import MinGRU
+from jaxseq.cells.clockwork import connected
+from jaxseq.combinators.normalization import WeightNorm
 from jaxseq.core.cell import Params, SequenceLayer
 from jaxseq.core.kernels import Role, map_kernels
 
@@ -96,11 +95,13 @@ def identity(layer: SequenceLayer, params: Params, *, scale: float = 1.0) -> Par
             )
         return jnp.broadcast_to(scale * jnp.eye(units, dtype=kernel.dtype), kernel.shape)
 
-    return map_kernels(layer, params, fill, "recurrent")
+    return _set_kernels(layer, params, fill, "recurrent")
 
 
 def forget_bias(layer: SequenceLayer, params: Params, value: float = 1.0) -> Params:
     """The biases of the gates that keep the state, f or a GRU's z, set to `value`: at 1 the state is kept at first.
+
+    Where a gate lets in, such as the u of an MGU, its bias is -value.
 
     F. A. Gers et al., Learning to forget, Neural Computation 12, 2000; R. Jozefowicz et al., An empirical exploration
     of recurrent network architectures, ICML 2015.
@@ -116,7 +117,9 @@ def forget_bias(layer: SequenceLayer, params: Params, value: float = 1.0) -> Par
 def chrono(layer: SequenceLayer, params: Params, key: Array, *, max_time: float) -> Params:
     """Biases for memories of 1 to `max_time` steps: log U(1, max_time - 1) where a gate keeps, minus that of gate i.
 
-    The gates that keep are the forget gates f (LSTM, JANET) and the z of a GRU, which has no gate i.
+    The gates that keep are the forget gates f (LSTM, JANET) and the z of a GRU, which has no gate i; where a gate lets
+    in, such as the u of an MGU, it is minus that. A cell with several gates that keep, as one for each direction of an
+    image, is a TypeError.
 
     C. Tallec and Y. Ollivier, Can recurrent neural networks warp time?, ICLR 2018.
 
@@ -133,7 +136,7 @@ def chrono(layer: SequenceLayer, params: Params, key: Array, *, max_time: float)
         keep = jnp.log(jax.random.uniform(jax.random.fold_in(key, index), bias.shape, bias.dtype, 1, max_time - 1))
         return {"keep": keep, "i": -keep}
 
-    return _set_biases(layer, params, "chrono", draw)
+    return _set_biases(layer, params, "chrono", draw, several=False)
 
 
 def _draw(layer: SequenceLayer, params: Params, key: Array, role: Role, initializer: Callable) -> Params:
@@ -144,30 +147,51 @@ def _draw(layer: SequenceLayer, params: Params, key: Array, role: Role, initiali
         keys = jax.random.split(jax.random.fold_in(key, index), len(kernel))
         return jax.vmap(lambda key: initializer(key, kernel.shape[1:], dtype))(keys).astype(kernel.dtype)
 
-    return map_kernels(layer, params, fill, role)
+    return _set_kernels(layer, params, fill, role)
 
 
-def _set_biases(layer: SequenceLayer, params: Params, name: str, biases: Callable[[int, Array], dict]) -> Params:
+def _set_kernels(layer: SequenceLayer, params: Params, fill: Callable[[int, Array], Array], role: Role) -> Params:
+    """`map_kernels` that a WeightNorm does not undo: it takes the lengths of what it now holds."""
+
+    def settle(inner: SequenceLayer, params: Any) -> Any:
+        return inner.measured(params, role) if isinstance(inner, WeightNorm) else connected(inner, params)
+
+    return layer.map_layers(settle, map_kernels(layer, params, fill, role))
+
+
+def _set_biases(
+    layer: SequenceLayer, params: Params, name: str, biases: Callable[[int, Array], dict], several: bool = True
+) -> Params:
     """`biases(index, old)` of the gate that keeps the state, and of gate i where there is one, in each cell."""
     reached = []
 
-    def replace(inner: SequenceLayer, params: Any) -> Any:
-        gates = getattr(inner, "gates", ())
-        keeps = "z" if isinstance(inner, (GRUBase, ConvGRU, MinGRU)) else "f"
-        keep = next((gate for gate in ("f", keeps) if gate in gates), None)
-        if keep is None:
-            return params
-        values = biases(len(reached), params.bias[gates.index(keep)])
-        values[keep] = values.pop("keep")
-        reached.append(inner)
-        for gate in set(values) & set(gates):
-            index = gates.index(gate)
-            params = params._replace(bias=params.bias.at[index].set(values[gate]))
-            if hasattr(params, "recurrent_bias"):  # the two are added
-                params = params._replace(recurrent_bias=params.recurrent_bias.at[index].set(0))
+    def replace(inner: Any, params: Any) -> Any:
+        by_unit, by_head = getattr(inner, "gates", ()), getattr(inner, "head_gates", ())
+        places: dict[str, tuple[str, int]] = {gate: ("bias", index) for index, gate in enumerate(by_unit)}
+        places |= {gate: ("gate_bias", index) for index, gate in enumerate(by_head)}
+        keeps = getattr(inner, "keeps", ("f",) if "f" in places else ())
+        if len(keeps) > 1 and not several:
+            raise TypeError(f"{name} sets one gate that keeps the state, but {inner} has several.")
+        for keep in keeps:
+            gate = keep.removeprefix("-")
+            field, index = places[gate]
+            values = biases(len(reached), getattr(params, field)[index])
+            values[gate] = values.pop("keep") if keep == gate else -values.pop("keep")
+            reached.append(inner)
+            for gate in values.keys() & places.keys():
+                params = _with_bias(params, *places[gate], values[gate])
         return params
 
     params = layer.map_layers(replace, params)
     if not reached:
-        raise TypeError(f"{name} sets the bias of a gate that keeps the state, f or a GRU's z, but {layer} has none.")
+        raise TypeError(
+            f"{name} sets the bias b of a gate σ(... + b) that keeps the state, f or a GRU's z, but {layer} has none."
+        )
+    return params
+
+
+def _with_bias(params: Any, field: str, index: int, value: Array) -> Any:
+    params = params._replace(**{field: getattr(params, field).at[index].set(value)})
+    if hasattr(params, "recurrent_bias"):  # the two are added
+        params = params._replace(recurrent_bias=params.recurrent_bias.at[index].set(0))
     return params

@@ -127,6 +127,40 @@ def test_spectral_bound():
     check_grads(lambda kernel: cell.unroll(params._replace(recurrent_kernel=kernel), XS)[1], (bounded * 1.3,), order=1)
 
 
+def test_what_is_multiplied_is_bounded():
+    """The blocks of an sLSTM, and what the groups of a Clockwork RNN read, whatever else their kernels hold."""
+    cell = js.SpectralBound(js.SLSTM(INPUT, HIDDEN, heads=2), bound=0.5)
+    params = random_params(cell)
+    params.recurrent_kernel[:2] *= 0.01
+    kernel = cell.inner(params).recurrent_kernel
+    close(kernel[:2], params.recurrent_kernel[:2])  # a small block is left as it is beside a large one
+    close([np.linalg.norm(kernel[2:, gate], 2) for gate in range(4)], [0.5] * 4)
+    cell = js.SpectralBound(js.ClockworkRNN(INPUT, HIDDEN, periods=(1, 2)), bound=0.5)
+    params = random_params(cell)
+    kernel = cell.inner(params).recurrent_kernel[:, 0]
+    close(np.linalg.norm(kernel, 2), 0.5)
+    read = params.recurrent_kernel[:, 0] * np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
+    close(kernel, read * 0.5 / np.linalg.norm(read, 2))
+
+
+def test_the_units_of_an_slstm_have_lengths_of_their_own():
+    cell = js.WeightNorm(js.SLSTM(INPUT, HIDDEN, heads=2))
+    params = random_params(cell)
+    kernel = np.asarray(cell.inner(params).recurrent_kernel).reshape(2, 2, 4, 2)  # head, recurrent, gate, unit
+    lengths = np.linalg.norm(kernel, axis=1)
+    close(np.moveaxis(lengths, 0, 1).reshape(8, 2), np.abs(params.scales[1]))
+
+
+@pytest.mark.parametrize("wrap", [js.WeightNorm, js.SpectralBound])
+def test_kernels_are_computed_before_noise_and_memory(wrap):
+    cell = wrap(js.Conditioned(js.RecurrentDropout(js.LSTM(INPUT + 2, HIDDEN), 0.5), 2))
+    params, vector, key = random_params(cell), jnp.arange(2.0), jax.random.key(3)
+    plain = cell.cell.attach(cell.inner(params), vector)
+    attached = cell.attach(params, vector)
+    close(cell.unroll(attached, XS, key=key)[1], cell.cell.unroll(plain, XS, key=key)[1])
+    assert cell.attach(attached, None) is params
+
+
 def test_wrong_use():
     with pytest.raises(TypeError, match="SpectralBound and WeightNorm both change kernels and would undo each other"):
         js.SpectralBound(js.Stack((js.WeightNorm(js.LSTM(2, 3)),)))

@@ -1,11 +1,15 @@
 """Initialisers reach every cell of a layer, keep shapes and dtypes, and draw what their papers say."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxseq as js
+from tests import zoo
+from tests.test_laws import QUICK
 
 STACK = js.Stack((js.Embed(5, 6), js.LSTM(6, 8), js.Residual(js.GRU(8, 8)), js.Dense(8, 5)))
 
@@ -70,12 +74,81 @@ def test_convolutions_count_their_places_as_features():
         js.initializers.identity(cell, params)
 
 
-def test_gates_are_known_by_what_they_do():
-    for cell in (js.MinGRU(2, 3), js.JANET(2, 3), js.ConvGRU((6, 2), 4), js.MinLSTM(2, 3)):
-        params = js.initializers.forget_bias(cell, params_of(cell), 7.0)
-        assert (params.bias[cell.gates.index("z" if "z" in cell.gates else "f")] == 7).all()
-    with pytest.raises(TypeError, match="has none"):  # its z is a speed
-        js.initializers.forget_bias(js.GatedAntisymmetricRNN(2, 3), params_of(js.GatedAntisymmetricRNN(2, 3)))
+GATED = [
+    name for name, line in zoo.ZOO.items() if len(getattr(line.layer, "gates", ())) > 1 and not name.endswith("_axis")
+]
+NO_GATE = ["gated_antisymmetric_rnn", "rg_lru"]  # z is a speed; r scales a logarithm
+SEVERAL = ["lstm_2d", "recurrent_highway"]
+
+
+def kept_of(layer):
+    """How much of its memory a cell keeps in one step, as a function of its params."""
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def kept(params):
+        state = jax.tree.map(jnp.ones_like, layer.initial_state(params))
+        if "stabilizer" in state._fields:
+            state = state._replace(stabilizer=jnp.zeros_like(state.stabilizer))
+        memory = next(name for name in ("memory", "cell", "hidden") if name in state._fields)
+
+        def new(old):
+            after, _ = layer.step(params, state._replace(**{memory: old}), layer.zero_input(params))
+            array = getattr(after, memory)
+            log_scale = getattr(after, "stabilizer", jnp.zeros(()))
+            return array * jnp.exp(jnp.expand_dims(log_scale, range(log_scale.ndim, array.ndim)))
+
+        _, push = jax.jvp(new, (getattr(state, memory),), (jnp.ones_like(getattr(state, memory)),))
+        return push[0] if isinstance(layer, js.LSTM2D) else push  # of the first place, which has none to its left
+
+    return kept
+
+
+@pytest.mark.parametrize("name", [name for name in GATED if name not in NO_GATE])
+def test_the_gate_that_keeps_has_the_bias(name):
+    """Measured through a step of every gated cell, whose other params are 0."""
+    layer = zoo.ZOO[name].layer
+    params = jax.tree.map(jnp.zeros_like, layer.init(jax.random.key(0)))
+    kept, sigma = kept_of(layer), 1 / (1 + np.exp(-2))
+    expected = {"recurrent_highway": sigma**3, "min_lstm": sigma / (sigma + 0.5)}.get(name, sigma)
+    if name == "lstm_activations":
+        expected = 0.5 + 0.25 * 2  # its gate is piecewise linear
+    np.testing.assert_allclose(kept(js.initializers.forget_bias(layer, params, 2.0)), expected, rtol=1e-5)
+    chrono = functools.partial(js.initializers.chrono, layer, params, jax.random.key(1), max_time=50)
+    if name in SEVERAL:
+        with pytest.raises(TypeError, match="chrono sets one gate that keeps the state, but .* has several"):
+            chrono()
+    elif name != "lstm_activations":
+        times = 1 / (1 - kept(chrono()))
+        assert (2 - 1e-4 < times).all() and (times < 50 + 1e-2).all() and (times.std() > 0.1 or layer.hidden_size == 1)
+
+
+@pytest.mark.parametrize("name", NO_GATE)
+def test_a_gate_that_does_not_keep_is_not_taken_for_one(name):
+    layer = zoo.ZOO[name].layer
+    with pytest.raises(TypeError, match="sets the bias b of a gate .* that keeps the state, .* but .* has none"):
+        js.initializers.forget_bias(layer, params_of(layer))
+
+
+@pytest.mark.parametrize("wrap", [js.WeightNorm, js.SpectralBound, js.Frozen])
+def test_kernels_are_in_effect_what_was_promised(wrap):
+    """Also where a wrapper computes them, and whatever it held before; those of the other role stay."""
+    cell = wrap(js.Stack((js.LSTM(2, 4), js.SLSTM(4, 4, heads=2))))
+    params = jax.tree.map(lambda leaf: 3 * leaf, params_of(cell))
+    before, after = cell.inner(params), cell.inner(js.initializers.orthogonal(cell, params, jax.random.key(1)))
+    for gate in range(4):
+        kernel = after[0].recurrent_kernel[:, gate]
+        np.testing.assert_allclose(kernel @ kernel.T, np.eye(4), atol=1e-5)
+        for block in np.split(np.asarray(after[1].recurrent_kernel[:, gate]), 2):
+            np.testing.assert_allclose(block @ block.T, np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(after[0].input_kernel, before[0].input_kernel, rtol=1e-5)
+    scaled = cell.inner(js.initializers.identity(cell, params, scale=0.5))
+    np.testing.assert_allclose(scaled[0].recurrent_kernel[:, 1], np.eye(4) / 2, atol=1e-6)
+
+
+def test_what_a_group_does_not_read_stays_0():
+    cell = js.ClockworkRNN(2, 6, periods=(1, 2, 3))
+    kernel = js.initializers.uniform(cell, params_of(cell), jax.random.key(1)).recurrent_kernel[:, 0]
+    assert not kernel[:2, 2:].any() and not kernel[2:4, 4:].any() and (kernel[4:] != 0).all()
 
 
 def test_layers_of_one_shape_differ():
@@ -112,24 +185,32 @@ def test_the_two_biases_of_a_gru_add_up():
 
 
 def test_dtype_and_tracing():
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params_of(STACK))
+    def all_of_them(layer, params, key):
+        params = js.initializers.orthogonal(layer, params, key)
+        params = js.initializers.uniform(layer, params, key, role="input")
+        return js.initializers.chrono(layer, params, key, max_time=30)
 
-    @jax.jit
-    def all_of_them(params, key):
-        params = js.initializers.orthogonal(STACK, params, key)
-        params = js.initializers.uniform(STACK, params, key, role="input")
-        return js.initializers.chrono(STACK, params, key, max_time=30)
+    cell, key = js.LSTM(2, 3), jax.random.key(1)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params_of(cell))
+    made = jax.jit(functools.partial(all_of_them, cell), compiler_options=QUICK)(params, key)
+    assert changed(params, made) == {".input_kernel", ".recurrent_kernel", ".bias"}
+    kernel = made.recurrent_kernel.astype(float)[:, 2]
+    np.testing.assert_allclose(kernel @ kernel.T, np.eye(3), atol=0.02)
 
-    changed(params, all_of_them(params, jax.random.key(0)))
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params_of(STACK))
-        changed(params, all_of_them(params, jax.random.key(0)))
+        for dtype in (jnp.bfloat16, jnp.float64):
+            params = jax.tree.map(
+                lambda leaf, dtype=dtype: jax.ShapeDtypeStruct(leaf.shape, dtype), jax.eval_shape(STACK.init, key)
+            )
+            made = jax.eval_shape(functools.partial(all_of_them, STACK), params, key)
+            assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
+            assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype(dtype)}
 
 
 def test_errors():
     elman, projected, embed = js.Elman(2, 3), js.ProjectedLSTM(2, 4, 3), js.Embed(4, 3)
     key = jax.random.key(0)
-    with pytest.raises(TypeError, match="chrono sets the bias of a gate that keeps the state.*Elman.*has none"):
+    with pytest.raises(TypeError, match="chrono sets the bias b of a gate .* that keeps the state.*Elman.*has none"):
         js.initializers.chrono(elman, params_of(elman), key, max_time=10)
     with pytest.raises(TypeError, match="forget_bias sets the bias"):
         js.initializers.forget_bias(elman, params_of(elman))

@@ -36,6 +36,28 @@ def test_kernels_alone_are_punished_and_decayed():
     assert not updates[3].bias.any() and not updates[0].embedding.any()
 
 
+def test_frozen_kernels_and_directions_are_left_alone():
+    cell = js.Stack((js.Frozen(js.GRU(2, 3)), js.WeightNorm(js.Stack((js.LSTM(3, 2), js.Dense(2, 1))))))
+    params = jax.tree.map(lambda leaf: 2 * leaf, cell.init(jax.random.key(0)))
+    lstm, dense = cell.layers[1].inner(params[1])
+    kernels = [lstm.input_kernel, lstm.recurrent_kernel, dense.kernel]
+    np.testing.assert_allclose(regularizers.l1(cell, params), sum(np.abs(k).sum() for k in kernels))
+    np.testing.assert_allclose(regularizers.l2(cell, params), sum(np.square(k).sum() for k in kernels))
+    slopes = jax.grad(functools.partial(regularizers.l2, cell))(params)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(slopes[0]))
+    for leaf in jax.tree.leaves(slopes[1].cell):
+        np.testing.assert_allclose(leaf, 0, atol=1e-12)
+
+    mask = regularizers.kernel_mask(cell, params)
+    decayed = jax.tree.map(lambda leaf, flag: leaf * 0.9 if flag else leaf, params, mask)
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), decayed, params)
+    assert changed[1].scales == (True,) * 3 and not any(jax.tree.leaves((changed[0], changed[1].cell)))
+    for new, old in zip(jax.tree.leaves(cell.layers[1].inner(decayed[1])[1]), (dense.kernel, dense.bias), strict=True):
+        np.testing.assert_allclose(new, old * 0.9)  # the bias is 0
+    frozen = js.WeightNorm(js.Stack((js.Frozen(js.Elman(2, 3)), js.Dense(3, 1))))
+    assert regularizers.kernel_mask(frozen, frozen.init(jax.random.key(0))).scales == (False, False, True)
+
+
 def test_activation_penalties_of_the_steps_that_count():
     ys = np.random.default_rng(0).normal(size=(2, 5, 3))
     mask, reset = np.ones((2, 5), bool), np.zeros((2, 5), bool)
