@@ -70,7 +70,7 @@ def gradient_flow(norms: Mapping[str, Any]) -> Any:
     return figure
 
 
-def singular_values(values: Any) -> Any:
+def jacobian_singular_values(values: Any) -> Any:
     """A figure of singular values through time, of each step's Jacobian and of their products, on logarithmic axes.
 
     `values` is what `diagnostics.jacobian_singular_values` gives for one sequence, or the same of a batch, of which the
@@ -79,7 +79,7 @@ def singular_values(values: Any) -> Any:
     >>> import jax, jax.numpy as jnp, jaxseq as js
     >>> cell = js.Elman(2, 3)
     >>> found = js.diagnostics.jacobian_singular_values(cell, cell.init(jax.random.key(0)), jnp.ones((9, 2)))
-    >>> [axes.get_ylabel() for axes in singular_values(found).axes]
+    >>> [axes.get_ylabel() for axes in jacobian_singular_values(found).axes]
     ['of one step', 'of all steps so far']
     """
     figure = require("matplotlib.figure").Figure(figsize=(9, 4), layout="constrained")

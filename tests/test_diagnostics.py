@@ -249,7 +249,7 @@ def test_plots_draw_what_diagnostics_give():
     figure = js.plots.gradient_flow({"LSTM": flow})
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), np.median(flow, axis=0)[:4])
     values = diagnostics.jacobian_singular_values(cell, params, xs[0])
-    lines = js.plots.singular_values(values).axes[1].lines
+    lines = js.plots.jacobian_singular_values(values).axes[1].lines
     np.testing.assert_allclose(lines[0].get_ydata(), values.product[:, 0])
     assert len(lines) == 7  # six units, and the line at 1
     starts = jax.tree.map(lambda leaf: leaf[0], js.States(cell).unroll(params, xs)[1][0])
