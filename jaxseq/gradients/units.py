@@ -1,0 +1,246 @@
+"""Which numbers of a step depend on which units, read from its equations, and derivatives that make use of it.
+
+A diagonal recurrence is one where each unit of the new state depends on that unit alone. Then one backward pass from
+the sum of all units gives the derivatives of each, where in general each unit takes a pass of its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq.core.analysis import ELEMENTWISE
+from jaxseq.core.equations import apply, inline, read, variables
+
+_POINTWISE = ELEMENTWISE.union(
+    "add add_any sub mul neg sign abs floor ceil round max min clamp square integer_pow select_n eq ne lt le gt ge and "
+    "or not xor is_finite real imag complex conj convert_element_type reduce_precision copy stop_gradient rem "
+    "nextafter one_minus_square sharding_constraint reshard pvary optimization_barrier".split()
+)
+_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split())
+
+
+class Units(NamedTuple):
+    """A dependence on units, n of them: what has the index i along `axis` depends on unit i mod n alone.
+
+    `read` says that it does so through a product that reads other units too, of which only the own part counts.
+    """
+
+    axis: int
+    read: bool = False
+
+
+Dependence = Units | Literal["all"] | None
+
+
+class Own(NamedTuple):
+    """A product of all units with a kernel: the operand that holds units, and two axes of the kernel.
+
+    The entries of the kernel where they have the same unit are what a unit reads of itself.
+    """
+
+    side: int
+    contracted: int
+    free: int
+
+
+class Program(NamedTuple):
+    """The equations of a function, those of its inner `jit`s in their place."""
+
+    constants: dict[Any, Any]
+    inputs: list[Any]
+    equations: list[Any]
+    outputs: list[Any]
+
+    def run(self, values: Mapping[Any, Any], own: Mapping[int, Own], size: int) -> list[Any]:
+        """The outputs, given the values of inputs or of what is computed from them.
+
+        The derivatives of the products in `own`, by the ids of their equations, with respect to `size` units are what
+        each unit reads of itself.
+        """
+        values = {**self.constants, **values}
+        for equation in self.equations:
+            if all(var in values for var in equation.outvars):
+                continue
+            operands = [read(values, atom) for atom in equation.invars]
+            if id(equation) in own:
+                results = [_own_product(equation, own[id(equation)], size, operands)]
+            else:
+                results = apply(equation, operands)
+            values.update(zip(equation.outvars, results, strict=True))
+        return [read(values, atom) for atom in self.outputs]
+
+
+def program(function: Callable, *arguments: Any) -> Program:
+    """The equations of a function of trees of arrays, or of their shapes."""
+    traced = jax.make_jaxpr(function)(*arguments)
+    equations, outputs = inline(traced.jaxpr)
+    constants = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+    return Program(constants, traced.jaxpr.invars, equations, outputs)
+
+
+def dependences(
+    program: Program, sources: Mapping[Any, Dependence], size: int, *, own: bool = False
+) -> tuple[list[Dependence], dict[int, Own]]:
+    """How the outputs depend on `size` units, the sources being given; never less than they do.
+
+    With `own` a product that sums over the units, once on the way to an output, counts as if each unit read of it what
+    it gives to itself; these products come second.
+    """
+    found: dict[int, Own] | None = {} if own else None
+    known = _follow(program.equations, dict(sources), size, found)
+    return [None if isinstance(atom, jax.extend.core.Literal) else known.get(atom) for atom in program.outputs], (
+        found or {}
+    )
+
+
+def _follow(
+    equations: Sequence[Any], known: dict[Any, Dependence], size: int, own: dict[int, Own] | None
+) -> dict[Any, Dependence]:
+    for equation in equations:
+        operands = [known.get(atom) if variables([atom]) else None for atom in equation.invars]
+        if any(operand is not None for operand in operands):
+            results = _rule(equation, operands, size, own)
+            known.update(zip(equation.outvars, results, strict=True))
+    return known
+
+
+def _rule(equation: Any, operands: list[Dependence], size: int, own: dict[int, Own] | None) -> Sequence[Dependence]:
+    """How the results of an equation depend on units, given its operands; "all" where nothing is known."""
+    name, parameters = equation.primitive.name, equation.params
+    everything: list[Dependence] = ["all"] * len(equation.outvars)
+    if name in ("custom_jvp_call", "custom_vjp_call"):  # its own derivative may reach from any operand to any result
+        joined = _join(operands)
+        inner = _inside(parameters["call_jaxpr"].jaxpr, operands, size) if "call_jaxpr" in parameters else everything
+        results = [_join([joined, each]) for each in inner]
+        return results if _same_rank(equation, operands) else everything
+    if name in ("jit", "pjit", "closed_call"):
+        return _inside(parameters["jaxpr" if "jaxpr" in parameters else "call_jaxpr"].jaxpr, operands, size)
+    if name in ("checkpoint", "remat2"):
+        return _inside(parameters["jaxpr"], operands, size)
+    if "all" in operands:
+        return everything
+    if name in _POINTWISE:
+        return [_join(operands)] * len(everything) if _same_rank(equation, operands) else everything
+    if name == "dot_general":
+        return [_product(equation, operands, size, own)]
+    if name == "concatenate":
+        joined = _join(operands)
+        along = isinstance(joined, Units) and joined.axis == parameters["dimension"]
+        whole = all(atom.aval.shape[parameters["dimension"]] % size == 0 for atom in equation.invars)
+        return [joined] if whole or not along else everything
+    moved = _moved(equation, operands[0], size)  # pyright: ignore[reportArgumentType]
+    return everything if moved is None else [operands[0]._replace(axis=moved)] * len(everything)  # pyright: ignore
+
+
+def _moved(equation: Any, units: Units, size: int) -> int | None:
+    """The axis of units in the results of an equation that moves or sums numbers; None if they mix."""
+    name, parameters, axis = equation.primitive.name, equation.params, units.axis
+    before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    if name == "broadcast_in_dim":
+        moved = parameters["broadcast_dimensions"][axis]
+        return moved if after[moved] == before[axis] else None
+    if name == "reshape" and parameters["dimensions"] is None:
+        return _reshaped(before, after, axis, size)
+    if name == "transpose":
+        return parameters["permutation"].index(axis)
+    if name == "slice":
+        strides = parameters["strides"] or (1,) * len(before)
+        begin, whole = parameters["start_indices"][axis] % size == 0, after[axis] % size == 0
+        return axis if begin and whole and strides[axis] == 1 else None
+    if name == "split":
+        whole = all(part % size == 0 for part in parameters["sizes"])
+        return axis if whole or parameters["axis"] != axis else None
+    gone = {
+        "squeeze": parameters.get("dimensions", ()),
+        "unstack": (parameters.get("axis"),),
+        **dict.fromkeys(_REDUCTIONS, parameters.get("axes", ())),
+    }.get(name)
+    return None if gone is None or axis in gone else axis - sum(each < axis for each in gone)
+
+
+def _reshaped(before: Sequence[int], after: Sequence[int], axis: int, size: int) -> int | None:
+    """The axis whose index has the same unit: with as many numbers after it, and a multiple of `size` long."""
+
+    def behind(shape, axis):
+        count = 1
+        for length in shape[axis + 1 :]:
+            count *= length
+        return count
+
+    return next(
+        (
+            each
+            for each in range(len(after))
+            if behind(after, each) == behind(before, axis) and after[each] and after[each] % size == 0
+        ),
+        None,
+    )
+
+
+def _product(equation: Any, operands: list[Any], size: int, own: dict[int, Own] | None) -> Dependence:
+    if None not in operands:
+        return "all"
+    side = 0 if operands[1] is None else 1
+    units, other = operands[side], equation.invars[1 - side].aval
+    contracting, batch = equation.params["dimension_numbers"]
+    if units.axis in batch[side]:
+        return units._replace(axis=batch[side].index(units.axis))
+
+    def free(side):
+        return [
+            axis
+            for axis in range(equation.invars[side].aval.ndim)
+            if axis not in contracting[side] and axis not in batch[side]
+        ]
+
+    first = len(batch[side])
+    if units.axis not in contracting[side]:
+        return units._replace(axis=first + side * len(free(0)) + free(side).index(units.axis))
+    if own is None or units.read or not free(1 - side) or other.shape[free(1 - side)[-1]] % size:
+        return "all"
+    last = free(1 - side)[-1]
+    own[id(equation)] = Own(side, contracting[1 - side][contracting[side].index(units.axis)], last)
+    return Units(first + (1 - side) * len(free(0)) + free(1 - side).index(last), read=True)
+
+
+def _own_product(equation: Any, own: Own, size: int, operands: list[Any]) -> Any:
+    """A product whose derivative with respect to the units is what each gives to itself."""
+
+    def compute(units, kernel):
+        return apply(equation, [kernel, units] if own.side else [units, kernel])[0]
+
+    product = jax.custom_jvp(compute)
+
+    @product.defjvp
+    def derivative(primals, tangents):
+        units, kernel = primals
+        unit = [lax.broadcasted_iota("int32", kernel.shape, axis) % size for axis in (own.contracted, own.free)]
+        itself = jnp.where(unit[0] == unit[1], kernel, jnp.zeros_like(kernel))
+        return product(units, kernel), compute(tangents[0], itself) + compute(units, tangents[1])
+
+    return product(operands[own.side], operands[1 - own.side])
+
+
+def _inside(jaxpr: Any, operands: Sequence[Dependence], size: int) -> list[Dependence]:
+    """The rule of an equation that calls others."""
+    known = {var: each for var, each in zip(jaxpr.invars, operands, strict=True) if each is not None}
+    known = _follow(jaxpr.eqns, known, size, None)
+    return [known.get(atom) if variables([atom]) else None for atom in jaxpr.outvars]
+
+
+def _join(operands: Sequence[Dependence]) -> Dependence:
+    """How a number depends on units that is computed from numbers at the same place of several arrays."""
+    found = [operand for operand in operands if operand is not None]
+    axes = {operand if operand == "all" else operand.axis for operand in found}
+    if "all" in axes or len(axes) > 1:
+        return "all"
+    return Units(axes.pop(), any(operand.read for operand in found)) if found else None  # pyright: ignore
+
+
+def _same_rank(equation: Any, operands: Sequence[Dependence]) -> bool:
+    """Whether all operands that depend on units have the rank of the results."""
+    ranks = {atom.aval.ndim for atom, each in zip(equation.invars, operands, strict=True) if each is not None}
+    return ranks <= {equation.outvars[0].aval.ndim}
