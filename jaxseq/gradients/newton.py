@@ -17,6 +17,7 @@ from jaxseq.core.linear_scan import linear_scan
 from jaxseq.core.unroll import Run, step_of
 from jaxseq.core.wrapper import Reader
 from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, over_time
+from jaxseq.gradients.units import diagonal
 
 
 class NewtonInfo(NamedTuple):
@@ -164,15 +165,15 @@ class _Problem:
         """The Jacobian of each step, `[time, *batch, units, units]`, or its diagonal."""
         params, inputs, start = operands
         step = self.step(params)
-        function = lambda vectors: over_time(lambda v, x: step(v, x)[0], self.run)(vectors, inputs)  # noqa: E731
         vectors = before(start, states)
         if self.solver.method == "newton":
-            return jacobian(function, vectors)
-        _, push = jax.linearize(function, vectors)
-        units = jnp.arange(vectors.shape[-1])
-        one_hot = jax.nn.one_hot(units, len(units), dtype=vectors.dtype)
-        rows = lax.map(lambda e: push(jnp.broadcast_to(e[1], vectors.shape))[..., e[0]], (units, one_hot))
-        return jnp.moveaxis(rows, 0, -1)
+            return jacobian(lambda vectors: over_time(lambda v, x: step(v, x)[0], self.run)(vectors, inputs), vectors)
+        rank, cell_step = len(self.run.batch_shape), step_of(self.solver.cell, params, None, self.run)[0]
+
+        def of_step(vector, x):
+            return flatten(diagonal(lambda state: cell_step(state, x)[0], self.unflatten(vector), rank), rank)[0]
+
+        return over_time(of_step, self.run)(vectors, inputs)
 
     def tolerance(self, dtype: Any) -> float:
         given = self.solver.tolerance

@@ -2,7 +2,8 @@
 
 Real-time recurrent learning carries beside the state its *influence*, the derivative of the state with respect to the
 params, and each step gives the gradient of its own loss: memory does not grow with time, and params may change while
-the sequence goes on. The influence has the size of state times params, or, by the approximation SnAp-1, of the params.
+the sequence goes on. The influence has the size of state times params; that of the params alone in a diagonal
+recurrence and, by the approximation SnAp-1, in others.
 
 >>> import jaxseq as js
 >>> cell = js.GRU(2, 3)
@@ -46,14 +47,20 @@ def start(cell: Cell, params: Params, batch_shape: tuple[int, ...] = (), *, meth
     """The initial state with its influence.
 
     "rtrl" is exact for any cell. Of a state of n floating numbers it carries `[*batch, n, *param]` for each array of
-    the params. "snap1" carries `[*batch, arrays of the state, *param]`: of each param only the influence on the unit
-    that it belongs to. It needs a cell whose params and state all have the units as their last axis, and where the new
-    state of unit j depends, the state before being given, on the params of unit j alone. So it is in an Elman, LSTM or
-    GRU, but not where units mix within a step: a normalisation over units, a gate that multiplies the state before the
-    recurrent product, a layer above another. Such cells are found, by a step with random numbers, and refused. What the
-    state before gives to a step's loss is an approximation, exact where no unit reads the state of another, as in an
-    IndRNN. It saves memory rather than time: with n units and k arrays of state, a step costs n k pushes of a
-    perturbation through the step.
+    the params, and a step multiplies it by the Jacobian: n² times the params, for small states. Where each unit reads
+    no unit but itself, as in an IndRNN, LRU, S5, RGLRU, MinGRU or MinLSTM, with what reads their states after them, it
+    carries of the params of a unit the influence on that unit alone, `[*batch, k, *param]` for a state of k arrays, and
+    is exact as well. A step then costs about as much as k + 1 steps of back-propagation.
+
+    "snap1" is that for cells whose units do read each other: an approximation which of the state's Jacobian keeps what
+    each unit reads of itself, at the same cost. Its loss of each step counts the params of that step exactly. It needs
+    a state whose arrays all have the units as their one axis, and params that change the new state of the unit that is
+    their last axis alone, the state before being given. So it is in an Elman, LSTM or GRU, but not where units mix
+    within a step: a normalisation over units, a gate that multiplies the state before the recurrent product, a layer
+    below.
+
+    Params that change no state, those of a readout, carry None. All this is read from the equations of the cell's step:
+    what they do not show counts as dense. Influences are held in float32 at least.
 
     R. J. Williams and D. Zipser, A learning algorithm for continually running fully recurrent neural networks, Neural
     Computation 1, 1989; J. Menick et al., Practical real time recurrent learning with a sparse approximation, ICLR
@@ -61,8 +68,8 @@ def start(cell: Cell, params: Params, batch_shape: tuple[int, ...] = (), *, meth
 
     Raises:
         ValueError: if the method is unknown.
-        TypeError: if the state has no floating numbers, or complex ones; for "snap1" also if an array has another last
-            axis, or units mix within a step.
+        TypeError: if the state has no floating numbers, or complex ones (LRU and S5 hold their parts); for "snap1" also
+            if an array has another last axis, or units mix within a step.
 
     >>> import jaxseq as js
     >>> cell = js.LSTM(2, 3)
@@ -71,6 +78,9 @@ def start(cell: Cell, params: Params, batch_shape: tuple[int, ...] = (), *, meth
     [(6, 2, 4, 3), (6, 3, 4, 3), (6, 4, 3)]
     >>> [leaf.shape for leaf in start(cell, params, method="snap1").influence]
     [(2, 2, 4, 3), (2, 3, 4, 3), (2, 4, 3)]
+    >>> cell = js.MinGRU(2, 3)
+    >>> [leaf.shape for leaf in start(cell, cell.init(jax.random.key(0))).influence]
+    [(1, 2, 2, 3), (1, 2, 3)]
     """
     form = form_of(cell, params, batch_shape, method)
     return Influence(cell.initial_state(params, batch_shape), initial(form, cell, params))

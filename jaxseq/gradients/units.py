@@ -4,6 +4,7 @@ A diagonal recurrence is one where each unit of the new state depends on that un
 the sum of all units gives the derivatives of each, where in general each unit takes a pass of its own.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -96,6 +97,47 @@ def dependences(
     )
 
 
+def diagonal(step: Callable[[Any], Any], state: Any, batch_rank: int) -> Any:
+    """The derivative of each floating number of the new state with respect to itself in the state before.
+
+    Of an array of units that reaches itself unit by unit, or by one product with a kernel, it takes one push of a
+    perturbation through the step; of another array one for each of its numbers.
+    """
+    leaves, tree = jax.tree.flatten(state)
+    traced = program(lambda leaves: step(jax.tree.unflatten(tree, leaves)), leaves)
+    found = list(leaves)
+    for index, leaf in enumerate(leaves):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        shape = leaf.shape[batch_rank:]
+        size = math.prod(shape)
+        source = traced.inputs[index]
+        reached, own = dependences(traced, {source: Units(batch_rank)}, size, own=True) if len(shape) == 1 else ([], {})
+        by_units = bool(reached) and (reached[index] is None or _axis(reached[index]) == batch_rank)
+
+        def advance(leaf, index=index, own=own if by_units else {}, size=size):
+            values = dict(zip(traced.inputs, [*leaves[:index], leaf, *leaves[index + 1 :]], strict=True))
+            return traced.run(values, own, size)[index]
+
+        _, push = jax.linearize(advance, leaf)
+        if by_units:
+            found[index] = push(jnp.ones_like(leaf))
+            continue
+
+        def entry(unit, push=push, leaf=leaf, shape=shape, size=size):
+            one_hot = jnp.where(jnp.arange(size) == unit, 1, 0).astype(leaf.dtype).reshape(shape)
+            pushed = push(jnp.broadcast_to(one_hot, leaf.shape))
+            return pushed.reshape(*leaf.shape[:batch_rank], size)[..., unit]
+
+        entries = jnp.moveaxis(lax.map(entry, jnp.arange(size)), 0, -1)
+        found[index] = entries.reshape(leaf.shape)
+    return jax.tree.unflatten(tree, found)
+
+
+def _axis(dependence: Dependence) -> int | None:
+    return dependence.axis if isinstance(dependence, Units) else None
+
+
 def _follow(
     equations: Sequence[Any], known: dict[Any, Dependence], size: int, own: dict[int, Own] | None
 ) -> dict[Any, Dependence]:
@@ -164,20 +206,9 @@ def _moved(equation: Any, units: Units, size: int) -> int | None:
 def _reshaped(before: Sequence[int], after: Sequence[int], axis: int, size: int) -> int | None:
     """The axis whose index has the same unit: with as many numbers after it, and a multiple of `size` long."""
 
-    def behind(shape, axis):
-        count = 1
-        for length in shape[axis + 1 :]:
-            count *= length
-        return count
-
-    return next(
-        (
-            each
-            for each in range(len(after))
-            if behind(after, each) == behind(before, axis) and after[each] and after[each] % size == 0
-        ),
-        None,
-    )
+    behind = math.prod(before[axis + 1 :])
+    fitting = (each for each, length in enumerate(after) if math.prod(after[each + 1 :]) == behind and length)
+    return next((each for each in fitting if after[each] % size == 0), None)
 
 
 def _product(equation: Any, operands: list[Any], size: int, own: dict[int, Own] | None) -> Dependence:

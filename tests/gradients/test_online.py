@@ -20,6 +20,19 @@ CELLS = {
     "stack": js.Stack((js.LSTM(2, 2), js.Dropout(0.5), js.LearnedState(js.GRU(2, 2)), js.Dense(2, 3))),
     "weight_drop": js.WeightDrop(js.Elman(2, 3), 0.5),
     "indrnn": js.IndRNN(2, 3),
+    "lru": js.LearnedState(js.LRU(2, 3)),
+    "s5": js.S5(2, 4),
+    "minlstm": js.MinLSTM(2, 3),
+    "rglru": js.RGLRU(2),
+    "between": js.Stack((js.Dense(2, 4), js.Zoneout(js.MinGRU(4, 3), 0.5), js.Dense(3, 3))),
+}
+DIAGONAL = {  # what each array of the params changes
+    "indrnn": ["unit"] * 3,
+    "lru": ["unit"] * 4 + ["none"] * 2 + ["unit"] * 2,
+    "s5": ["unit"] * 4 + ["none"] * 2,
+    "minlstm": ["unit"] * 2,
+    "rglru": ["unit"] * 3,
+    "between": ["all"] * 2 + ["unit"] * 2 + ["none"] * 2,
 }
 
 
@@ -58,6 +71,55 @@ def test_rtrl_is_back_propagation(name):
     params, xs, targets, options = problem(cell)
     _, value, slopes = online.gradient(cell, params, xs, loss, targets, **options)
     assert_close((value, slopes), backward(cell, params, xs, targets, **options))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "lru")) for n in DIAGONAL])
+def test_diagonal_recurrences_are_exact_and_cheap(name):
+    cell = CELLS[name]
+    params, xs, _, options = problem(cell)
+    options["reset"] = options["reset"].at[0, 3].set(True)
+    xs = jnp.where(options["mask"][..., None], xs, jnp.nan)
+    targets = jnp.zeros((ROWS, TIME, cell.output_size))
+    carry, value, slopes = online.gradient(cell, params, xs, loss, targets, **options)
+    assert_close((value, slopes), backward(cell, params, xs, targets, **options))
+    arrays = len(jax.tree.leaves(carry.state))
+    for leaf, influence, reach in zip(jax.tree.leaves(params), carry.influence, DIAGONAL[name], strict=True):
+        units = {"unit": arrays, "all": carry.state[1].hidden.shape[-1] if name == "between" else None, "none": 0}
+        assert influence is None if reach == "none" else influence.shape == (ROWS, units[reach], *leaf.shape)
+
+
+def flops(cell, method, loss=jnp.sum):
+    """Of one step of online learning, as it is compiled."""
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda params: online.start(cell, params, (2,), method=method), params)
+    x = jax.eval_shape(lambda params: cell.zero_input(params, (2,)), params)
+    run = jax.jit(lambda params, carry, x: online.step(cell, params, carry, x, loss, method=method))
+    return run.lower(params, carry, x).compile().cost_analysis()["flops"]
+
+
+def growth(cell, method):
+    """By how much the cost grows where the units are doubled."""
+    return flops(cell(64), method) / flops(cell(32), method)
+
+
+@pytest.mark.slow
+def test_a_step_of_snap1_costs_no_more_than_its_params():
+    assert growth(lambda units: js.LSTM(units, units), "snap1") < 4.5  # the square
+    assert growth(lambda units: js.LRU(2, units), "rtrl") < 2.2
+    assert growth(lambda units: js.Elman(2, units), "rtrl") > 12  # the fourth power
+
+
+@pytest.mark.slow
+def test_two_batch_axes_and_noise_in_each_row():
+    cell = js.Zoneout(js.LSTM(2, 3), 0.5)
+    params, xs, targets, options = problem(cell)
+    xs, targets = xs[:, :1], targets[:, :1]  # at the first step nothing is approximated
+    key = options["key"]
+    run = functools.partial(online.gradient, cell, params, loss=loss, method="snap1", key=key)
+    carry, value, slopes = run(xs=xs, targets=targets)
+    assert_close((value, slopes), backward(cell, params, xs, targets, jnp.ones((ROWS, 1), bool), key=key))
+    more = run(xs=xs[None], targets=targets[None])
+    assert_close(more, (jax.tree.map(lambda leaf: leaf[None], carry), value, slopes))
 
 
 def test_snap1_is_exact_where_units_do_not_read_each_other():
@@ -151,6 +213,18 @@ def test_long_sums_of_narrow_numbers():
     assert value == 1000 and slopes.bias[0, 0] == 1000
 
 
+@pytest.mark.parametrize("cell", [js.Elman(1, 2, activation="identity"), js.IndRNN(1, 2)])
+def test_long_influences_of_narrow_numbers(cell):
+    """The state counts the biases, so its derivative counts the steps."""
+    params = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.bfloat16), cell.init(jax.random.key(0)))
+    recurrent = jnp.ones(2) if isinstance(cell, js.IndRNN) else jnp.eye(2)[:, None]
+    params = params._replace(**{params._fields[1]: recurrent.astype(jnp.bfloat16)})
+    params = params._replace(bias=params.bias + jnp.bfloat16(2**-120))  # above 0, where relu has its slope
+    _, _, slopes = online.gradient(cell, params, jnp.zeros((1000, 1), jnp.bfloat16), lambda y, target: y.sum())
+    assert slopes.bias.dtype == jnp.bfloat16
+    np.testing.assert_allclose(slopes.bias.astype(float), 500500, rtol=2**-8)
+
+
 @pytest.mark.parametrize("method", ["rtrl", "snap1"])
 def test_no_rows(method):
     cell = js.LSTM(2, 3)
@@ -195,7 +269,11 @@ def test_errors():
     with pytest.raises(ValueError, match='online learning is "rtrl" or "snap1", got'):
         online.start(cell, params, method="bptt")
     stack = CELLS["stack"]
-    with pytest.raises(TypeError, match="snap1 needs params and a state whose last axis is the units, but Stack"):
+    with pytest.raises(TypeError, match="units mix within a step.*Stack"):
         online.start(stack, stack.init(jax.random.key(0)), method="snap1")
+    cell = js.Stack((js.LSTM(2, 2), js.GRU(2, 3)))
+    with pytest.raises(TypeError, match="snap1 needs params and a state whose last axis is the units.*Stack"):
+        online.start(cell, cell.init(jax.random.key(0)), method="snap1")
+    cell = js.Elman(2, 3)
     with pytest.raises(ValueError, match=r"loss of one step needs to give \[\*batch\] = \(2,\), it gave \(2, 3\)"):
         online.gradient(cell, params, xs, lambda y, target: y)
