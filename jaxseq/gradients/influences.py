@@ -3,125 +3,21 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.equations import evaluate, variables
 from jaxseq.core.precision import widen
-from jaxseq.gradients.jacobians import check_real, flatten, is_floating, jacobian, on_vectors
+from jaxseq.gradients.forms import Form, floating
+from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, on_vectors
 from jaxseq.gradients.units import Dependence, Program, Units, dependences, program
 
-Reach = Literal["none", "unit", "all"]
 At = Callable[[tuple[int, ...]], Callable[..., Any]]  # a step (params, state, inputs, key) for a batch shape
-
-
-class Form(NamedTuple):
-    """What a cell's influences look like.
-
-    `size` is the number of units of each array of the state where a unit counts for itself alone, and None where the
-    Jacobian is dense. `reach` says of each floating array of the params what it changes: no state ("none"), of each
-    entry the unit that is its last axis ("unit"), or any.
-    """
-
-    batch_shape: tuple[int, ...]
-    size: int | None
-    reach: tuple[Reach, ...]
-    by_products: bool  # SnAp-1: units do read each other, of which their own part is kept
-
-    @property
-    def rank(self) -> int:
-        return len(self.batch_shape)
-
-
-def form_of(cell: Cell, params: Params, batch_shape: tuple[int, ...], method: Any) -> Form:
-    """The smallest form that is right for a cell, found in the equations of its step."""
-    if method not in ("rtrl", "snap1"):
-        raise ValueError(f'The method of online learning is "rtrl" or "snap1", got {method!r}.')
-    check_real("params", params)
-    leaves, tree = jax.tree.flatten(params)
-    kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _form(cell, tree, kinds, batch_shape, method)
-
-
-@functools.lru_cache(maxsize=256)
-def _form(cell: Cell, tree: Any, kinds: tuple, batch_shape: tuple[int, ...], method: str) -> Form:
-    params = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
-    state = jax.eval_shape(lambda params: cell.initial_state(params, batch_shape), params)
-    jax.eval_shape(lambda state: flatten(state, len(batch_shape))[0], state)  # raises if there are no derivatives
-    shapes = {leaf.shape[len(batch_shape) :] for leaf in _floating(state)}
-    size = math.prod(*shapes) if len(shapes) == 1 and len(next(iter(shapes))) == 1 else None
-    floats = _floating(params)
-    dense = Form(batch_shape, None, ("all",) * len(floats), False)
-    try:
-        x = jax.eval_shape(lambda params: cell.zero_input(params, batch_shape), params)
-    except TypeError:  # the cell does not tell its inputs
-        if method == "snap1":
-            raise
-        return dense
-    by_products = method == "snap1"
-    diagonal, reaches = size is not None, [{"none"} for _ in floats]
-    for key in (None, jax.eval_shape(jax.random.key, 0)):
-        step = program(
-            lambda params, state, x, key: (
-                cell.initial_state(params, batch_shape),
-                cell.step(params, state, x, key)[0],
-            ),
-            *(params, state, x, key),
-        )
-        step = step._replace(outputs=[atom for atom in step.outputs if is_floating(atom.aval)])
-        count = len(kinds)
-        units = [var for var in step.inputs[count : count + len(jax.tree.leaves(state))] if is_floating(var.aval)]
-        last = len(batch_shape)
-        if diagonal:
-            sources: dict[Any, Dependence] = dict.fromkeys(units, Units(last))
-            found = dependences(step, sources, size, own=by_products)[0]  # pyright: ignore[reportArgumentType]
-            diagonal = {_reach(each, last) for each in found} <= {"none", "unit"}
-        for var, reach in zip(filter(lambda var: is_floating(var.aval), step.inputs[:count]), reaches, strict=True):
-            shape = var.aval.shape
-            unit = size is not None and shape and shape[-1] % size == 0
-            source: Dependence = Units(len(shape) - 1) if unit else "all"
-            reach |= {_reach(each, last) for each in dependences(step, {var: source}, size or 1)[0]}
-    reach = tuple(max(each, key=("none", "unit", "all").index) for each in reaches)
-    if by_products:
-        _check_snap1(cell, params, state, size, diagonal, reach)
-    if not diagonal:
-        return dense._replace(reach=tuple("none" if each == "none" else "all" for each in reach))
-    return Form(batch_shape, size, reach, by_products)  # pyright: ignore[reportArgumentType]
-
-
-def _states_of(cell: Cell, batch_shape: tuple[int, ...]) -> Callable[..., Any]:
-    """The state that a cell starts with, and that after a step."""
-    return lambda params, *arguments: (cell.initial_state(params, batch_shape), cell.step(params, *arguments)[0])
-
-
-def _reach(dependence: Dependence, last: int) -> Reach:
-    if dependence is None:
-        return "none"
-    return "unit" if isinstance(dependence, Units) and dependence.axis == last else "all"
-
-
-def _check_snap1(cell: Cell, params: Params, state: State, size: int | None, diagonal: bool, reach: tuple) -> None:
-    if size is None or not all(
-        leaf.ndim and leaf.shape[-1] % size == 0
-        for leaf, each in zip(_floating(params), reach, strict=True)
-        if each != "none"
-    ):
-        raise TypeError(
-            "snap1 needs params and a state whose last axis is the units, but the params are "
-            f"{errors.shape_of(params)} and the state {errors.shape_of(state)}: use rtrl, or put what reads the cell's "
-            f"output into the loss. The cell is {cell}."
-        )
-    if not diagonal or "all" in reach:
-        raise TypeError(
-            "snap1 needs a cell where one step's new state of a unit depends on the params of that unit alone, but "
-            f"units mix within a step: use rtrl. The cell is {cell}."
-        )
 
 
 def initial(form: Form, cell: Cell, params: Params) -> list[Array | None]:
@@ -163,19 +59,19 @@ def derivatives(
 
 def push(form: Form, local: Array, influence: list[Array | None], now: list[Array | None]) -> list[Array | None]:
     """The influence after a step: what is before it, through the Jacobian, and what the step's own params add."""
-    rank = form.rank
+    rank, size = form.rank, form.size
 
     def each(reach, before, now):
         if reach == "none":
             return None
         through, count = local.astype(before.dtype), math.prod(before.shape[rank + 1 :])
-        if form.size is None:
+        if size is None:
             pushed = through @ before.reshape(*before.shape[: rank + 1], count)
         elif reach == "unit":
-            rows = before.reshape(*before.shape[: rank + 1], count // form.size, form.size)
+            rows = before.reshape(*before.shape[: rank + 1], count // size, size)
             pushed = jnp.einsum("...abu,...bru->...aru", through, rows)
         else:
-            rows = before.reshape(*before.shape[:rank], before.shape[rank] // form.size, form.size, count)
+            rows = before.reshape(*before.shape[:rank], before.shape[rank] // size, size, count)
             pushed = jnp.einsum("...abu,...bur->...aur", through, rows)
         return pushed.reshape(before.shape) + now.astype(before.dtype)
 
@@ -184,7 +80,7 @@ def push(form: Form, local: Array, influence: list[Array | None], now: list[Arra
 
 def contract(form: Form, of_state: Array, influence: list[Array | None]) -> list[Array | int]:
     """The gradients with respect to the params from that with respect to the vector of the state."""
-    rank = form.rank
+    rank, size = form.rank, form.size or 1
 
     def each(reach, influence):
         if reach == "none":
@@ -193,9 +89,9 @@ def contract(form: Form, of_state: Array, influence: list[Array | None]) -> list
         if reach == "all":
             axes = list(range(rank + 1))
             return jnp.tensordot(slopes, influence, (axes, axes))
-        units = slopes.reshape(*influence.shape[: rank + 1], 1, form.size)
+        units = slopes.reshape(*influence.shape[: rank + 1], 1, size)
         count = math.prod(influence.shape[rank + 1 :])
-        rows = influence.reshape(*influence.shape[: rank + 1], count // form.size, form.size)
+        rows = influence.reshape(*influence.shape[: rank + 1], count // size, size)
         return (units * rows).sum(axis=tuple(range(rank + 1))).reshape(influence.shape[rank + 1 :])
 
     return list(map(each, form.reach, influence))
@@ -298,10 +194,6 @@ def _is_key(var: Any) -> bool:
     return jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key)
 
 
-def _floating(tree: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
-
-
 def floats_of(params: Params) -> tuple[list[Any], Callable[[Sequence[Any]], Params]]:
     """The floating arrays of the params, and the params with others in their place."""
     leaves, tree = jax.tree.flatten(params)
@@ -310,4 +202,4 @@ def floats_of(params: Params) -> tuple[list[Any], Callable[[Sequence[Any]], Para
         new = iter(floats)
         return jax.tree.unflatten(tree, [next(new) if is_floating(leaf) else leaf for leaf in leaves])
 
-    return _floating(params), rebuild
+    return floating(params), rebuild

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
-from jaxseq.core.linear_scan import linear_scan
 from jaxseq.core.unroll import Run, step_of
 from jaxseq.core.wrapper import Reader
+from jaxseq.gradients.affine import affine_scan
 from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, over_time
 from jaxseq.gradients.units import diagonal
 
@@ -58,7 +58,9 @@ def newton_unroll(
     for all t by one parallel scan; k iterations make the first k states exact, and a contracting recurrence needs few
     in all. It is meant for accelerators, long sequences and, with dense Jacobians, few units: "newton" (DEER) takes
     O(time units²) memory and O(time units³) work an iteration, "quasi" keeps the diagonals of A, which takes
-    O(time units) memory but more iterations. If the iterations do not converge, the result comes from the loop over
+    O(time units) memory but more iterations. A diagonal costs one more pass through all steps for each array of the
+    state that reaches itself unit by unit, or by one product with a kernel (of an Elman, LSTM, GRU), and as many as it
+    has numbers for any other. If the iterations do not converge, the result comes from the loop over
     time. (Under `vmap` both are computed.)
 
     The gradient does not go through the iterations: it solves the adjoint recurrence, which is linear, by a parallel
@@ -287,25 +289,3 @@ def _linear_loop(problem: _Problem, operands: Any, states: Array, b: Array, tran
 def before(start: Array, states: Array) -> Array:
     """The states before each step."""
     return jnp.concatenate([start[None], states[:-1]])
-
-
-def affine_scan(a: Array, b: Float[Array, "time *batch units"], *, transposed: bool = False) -> Array:
-    """All d_t = A_t d_(t-1) + b_t from 0 in parallel, or of the transposed recurrence d_t = A_(t+1)ᵀ d_(t+1) + b_t.
-
-    `a` holds matrices `[time, *batch, units, units]`, or their diagonals, of the shape of `b`.
-
-    >>> affine_scan(jnp.full((3, 1), 2.0), jnp.ones((3, 1)))[:, 0].tolist()
-    [1.0, 3.0, 7.0]
-    """
-    dense = a.ndim > b.ndim
-    if transposed:
-        a = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
-    if not dense:
-        return linear_scan(a, b, reverse=transposed)[1]
-
-    def combine(first, second):
-        (a, b), (next_a, next_b) = first, second
-        return next_a @ a, jnp.einsum("...ij,...j->...i", next_a, b) + next_b
-
-    a = jnp.swapaxes(a, -1, -2) if transposed else a
-    return lax.associative_scan(combine, (a, b), reverse=transposed)[1]

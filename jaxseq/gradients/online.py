@@ -30,7 +30,8 @@ from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.precision import widen
 from jaxseq.core.unroll import Run, scan_from_fresh, step_of
-from jaxseq.gradients.influences import At, Form, contract, derivatives, floats_of, form_of, initial, push
+from jaxseq.gradients.forms import Form, check_influence, form_of
+from jaxseq.gradients.influences import At, contract, derivatives, floats_of, initial, push
 from jaxseq.gradients.jacobians import Accompanied, Beside, flatten, is_floating
 
 Method = Literal["rtrl", "snap1"]
@@ -183,6 +184,12 @@ class _Learner(Accompanied, function="online.gradient"):
         rank = len(run.batch_shape)
         if influence is None:
             influence = start(self.cell, params, run.batch_shape, method=self.method).influence  # pyright: ignore
+        for leaf in map(jnp.asarray, jax.tree.leaves(targets)):
+            if leaf.shape[: rank + 1] != (*run.batch_shape, run.length):
+                raise ValueError(
+                    f"These inputs need targets [*batch, time, ...] = {(*run.batch_shape, run.length)}, got "
+                    f"{errors.shape_of(targets)}."
+                )
         targets = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, rank, 0), targets)
         form = form_of(self.cell, params, run.batch_shape, self.method)
 
@@ -220,6 +227,7 @@ def _advance(
     form: Form, at: At, params: Params, carry: Influence, inputs: Any, key: Any, loss: Callable[[Any], Array]
 ) -> tuple[Influence, Array, list[Array]]:
     """The next carry, the loss, and its gradient: that of this step, and through the influence that of those before."""
+    check_influence(form, params, carry.state, carry.influence)
     vector, unflatten = flatten(carry.state, form.rank)
     floats, rebuild = floats_of(params)
 

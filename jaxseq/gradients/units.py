@@ -6,11 +6,12 @@ the sum of all units gives the derivatives of each, where in general each unit t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 
 from jaxseq.core.analysis import ELEMENTWISE
 from jaxseq.core.equations import apply, inline, read, variables
@@ -33,7 +34,7 @@ class Units(NamedTuple):
     read: bool = False
 
 
-Dependence = Units | Literal["all"] | None
+Dependence = Any  # Units, "all" for any of them, or None
 
 
 class Own(NamedTuple):
@@ -92,9 +93,7 @@ def dependences(
     """
     found: dict[int, Own] | None = {} if own else None
     known = _follow(program.equations, dict(sources), size, found)
-    return [None if isinstance(atom, jax.extend.core.Literal) else known.get(atom) for atom in program.outputs], (
-        found or {}
-    )
+    return [None if isinstance(atom, core.Literal) else known.get(atom) for atom in program.outputs], (found or {})
 
 
 def diagonal(step: Callable[[Any], Any], state: Any, batch_rank: int) -> Any:
@@ -139,7 +138,7 @@ def _axis(dependence: Dependence) -> int | None:
 
 
 def _follow(
-    equations: Sequence[Any], known: dict[Any, Dependence], size: int, own: dict[int, Own] | None
+    equations: Sequence[Any], known: dict[Any, Any], size: int, own: dict[int, Own] | None
 ) -> dict[Any, Dependence]:
     for equation in equations:
         operands = [known.get(atom) if variables([atom]) else None for atom in equation.invars]
@@ -149,10 +148,10 @@ def _follow(
     return known
 
 
-def _rule(equation: Any, operands: list[Dependence], size: int, own: dict[int, Own] | None) -> Sequence[Dependence]:
+def _rule(equation: Any, operands: Sequence[Any], size: int, own: dict[int, Own] | None) -> Sequence[Dependence]:
     """How the results of an equation depend on units, given its operands; "all" where nothing is known."""
     name, parameters = equation.primitive.name, equation.params
-    everything: list[Dependence] = ["all"] * len(equation.outvars)
+    everything: list[Any] = ["all"] * len(equation.outvars)
     if name in ("custom_jvp_call", "custom_vjp_call"):  # its own derivative may reach from any operand to any result
         joined = _join(operands)
         inner = _inside(parameters["call_jaxpr"].jaxpr, operands, size) if "call_jaxpr" in parameters else everything
@@ -173,8 +172,8 @@ def _rule(equation: Any, operands: list[Dependence], size: int, own: dict[int, O
         along = isinstance(joined, Units) and joined.axis == parameters["dimension"]
         whole = all(atom.aval.shape[parameters["dimension"]] % size == 0 for atom in equation.invars)
         return [joined] if whole or not along else everything
-    moved = _moved(equation, operands[0], size)  # pyright: ignore[reportArgumentType]
-    return everything if moved is None else [operands[0]._replace(axis=moved)] * len(everything)  # pyright: ignore
+    moved = _moved(equation, operands[0], size)
+    return everything if moved is None else [operands[0]._replace(axis=moved)] * len(everything)
 
 
 def _moved(equation: Any, units: Units, size: int) -> int | None:
@@ -211,7 +210,7 @@ def _reshaped(before: Sequence[int], after: Sequence[int], axis: int, size: int)
     return next((each for each in fitting if after[each] % size == 0), None)
 
 
-def _product(equation: Any, operands: list[Any], size: int, own: dict[int, Own] | None) -> Dependence:
+def _product(equation: Any, operands: Sequence[Any], size: int, own: dict[int, Own] | None) -> Dependence:
     if None not in operands:
         return "all"
     side = 0 if operands[1] is None else 1
@@ -255,20 +254,20 @@ def _own_product(equation: Any, own: Own, size: int, operands: list[Any]) -> Any
     return product(operands[own.side], operands[1 - own.side])
 
 
-def _inside(jaxpr: Any, operands: Sequence[Dependence], size: int) -> list[Dependence]:
+def _inside(jaxpr: Any, operands: Sequence[Dependence], size: int) -> list[Any]:
     """The rule of an equation that calls others."""
     known = {var: each for var, each in zip(jaxpr.invars, operands, strict=True) if each is not None}
     known = _follow(jaxpr.eqns, known, size, None)
     return [known.get(atom) if variables([atom]) else None for atom in jaxpr.outvars]
 
 
-def _join(operands: Sequence[Dependence]) -> Dependence:
+def _join(operands: Sequence[Any]) -> Dependence:
     """How a number depends on units that is computed from numbers at the same place of several arrays."""
     found = [operand for operand in operands if operand is not None]
-    axes = {operand if operand == "all" else operand.axis for operand in found}
+    axes: set[Any] = {operand if operand == "all" else operand.axis for operand in found}
     if "all" in axes or len(axes) > 1:
         return "all"
-    return Units(axes.pop(), any(operand.read for operand in found)) if found else None  # pyright: ignore
+    return Units(axes.pop(), any(operand.read for operand in found)) if found else None
 
 
 def _same_rank(equation: Any, operands: Sequence[Dependence]) -> bool:

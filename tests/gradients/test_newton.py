@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxseq as js
-from jaxseq.gradients.newton import affine_scan, newton_unroll
+from jaxseq.gradients.affine import affine_scan
+from jaxseq.gradients.newton import newton_unroll
 from tests.test_laws import assert_same, with_gradients
 from tests.zoo import RunningMean
 

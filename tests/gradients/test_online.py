@@ -265,7 +265,7 @@ def test_complex_states_are_refused():
 
 def test_errors():
     cell = js.Elman(2, 3)
-    params, xs, _, _ = problem(cell)
+    params, xs, targets, _ = problem(cell)
     with pytest.raises(ValueError, match='online learning is "rtrl" or "snap1", got'):
         online.start(cell, params, method="bptt")
     stack = CELLS["stack"]
@@ -275,5 +275,10 @@ def test_errors():
     with pytest.raises(TypeError, match="snap1 needs params and a state whose last axis is the units.*Stack"):
         online.start(cell, cell.init(jax.random.key(0)), method="snap1")
     cell = js.Elman(2, 3)
+    with pytest.raises(ValueError, match=r"targets \[\*batch, time, ...\] = \(2, 7\), got float64\[2,6,3\]"):
+        online.gradient(cell, params, xs, loss, targets[:, 1:])
+    carry = online.start(cell, params, (ROWS,), method="snap1")
+    with pytest.raises(ValueError, match="influences of another cell or method.*with the same cell, batch axes and"):
+        online.gradient(cell, params, xs, loss, targets, carry)
     with pytest.raises(ValueError, match=r"loss of one step needs to give \[\*batch\] = \(2,\), it gave \(2, 3\)"):
         online.gradient(cell, params, xs, lambda y, target: y)
