@@ -32,6 +32,7 @@ class Form(NamedTuple):
 
     @property
     def rank(self) -> int:
+        """The number of batch axes."""
         return len(self.batch_shape)
 
 
