@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Complex, Float
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.precision import widen
+from jaxseq.core.sharding import leading_spec, placed
 from jaxseq.core.unroll import Run, step_of
 from jaxseq.core.wrapper import Reader
 from jaxseq.gradients.flow import stable_norm
@@ -251,7 +252,8 @@ class _Jacobians(Reader, function="jacobian_singular_values"):
 
         dtype = widen(flatten(state, len(run.batch_shape))[0]).dtype
         identity = jnp.broadcast_to(jnp.eye(units, dtype=dtype), (*run.batch_shape, units, units))
-        carry = (state, identity, jnp.zeros((*run.batch_shape, 1), dtype))
+        start = (identity, jnp.zeros((*run.batch_shape, 1), dtype))
+        carry = (state, *placed(start, leading_spec(state, len(run.batch_shape))))
         (state, *_), (local, product, scale) = lax.scan(body, carry, inputs, length=run.length, reverse=run.reverse)
         singular = functools.partial(jnp.linalg.svd, compute_uv=False)
         return state, (singular(local), singular(product) * jnp.exp(scale))
@@ -282,5 +284,6 @@ class _Growth(Reader, function="lyapunov_exponents"):
 
         generic = jax.random.normal(jax.random.key(0), (units, count), widen(start).dtype)  # no axis is singled out
         directions = jnp.broadcast_to(jnp.linalg.qr(generic)[0], (*run.batch_shape, units, count))
+        directions = placed(directions, leading_spec(state, rank))
         (state, _), growth = lax.scan(body, (state, directions), inputs, length=run.length)
         return state, growth

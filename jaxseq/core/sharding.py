@@ -7,13 +7,13 @@ carries of loops want operands that agree, and what a layer makes anew, such as 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 
 def out_sharding(spec: PartitionSpec, *operands: jax.Array) -> PartitionSpec | None:
     """`spec` for a result of `operands` of which one is sharded by its type; else None, and JAX tells it.
 
-    >>> import jax.numpy as jnp
     >>> print(out_sharding(PartitionSpec("data"), jnp.ones(3)))
     None
     """
@@ -33,7 +33,6 @@ def placed(tree: Any, spec: PartitionSpec) -> Any:
 
     What was made before the mesh was set comes onto it.
 
-    >>> import jax.numpy as jnp
     >>> zeros = jnp.zeros((2, 3))
     >>> placed(zeros, leading_spec(jnp.ones(2), 1)) is zeros
     True
@@ -48,3 +47,12 @@ def placed(tree: Any, spec: PartitionSpec) -> Any:
         return array if is_placed else jax.sharding.reshard(array, wanted)
 
     return jax.tree.map(leaf, tree)
+
+
+def spread(values: jax.Array, like: jax.Array) -> jax.Array:
+    """`values` broadcast to the shape of `like`, and sharded as that is.
+
+    >>> spread(jnp.array([1.0, 2.0]), jnp.zeros((2, 2))).tolist()
+    [[1.0, 2.0], [1.0, 2.0]]
+    """
+    return placed(jnp.broadcast_to(values, like.shape), jax.typeof(like).sharding.spec)

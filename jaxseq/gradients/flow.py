@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.equations import evaluate, inline, read
+from jaxseq.core.sharding import leading_spec, placed
 from jaxseq.core.unroll import Run, step_of, unroll_steps
 from jaxseq.core.wrapper import Reader
 from jaxseq.gradients.jacobians import Accompanied, Beside, check_real, is_floating
@@ -61,7 +62,11 @@ def state_gradients(
     watched = functools.partial(_Watched(cell).unroll, **options)
     last, states = jax.eval_shape(watched, params, xs, state)
     check_real("state", last)
-    zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(states) if is_floating(leaf)]
+    zeros = [
+        placed(jnp.zeros(leaf.shape, leaf.dtype), leading_spec(leaf, leaf.ndim))
+        for leaf in jax.tree.leaves(states)
+        if is_floating(leaf)
+    ]
     if not zeros:
         raise TypeError(f"The state of {cell} has no floating numbers, and so no gradients: {errors.shape_of(last)}.")
     return jax.grad(lambda shifts: loss(_Shifted(cell).unroll(Beside(params, shifts), xs, state, **options)[1]))(zeros)

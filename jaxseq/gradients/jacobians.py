@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxseq.cells.pointwise import differs_under_vmap
 from jaxseq.core import errors
+from jaxseq.core.sharding import spread
 from jaxseq.core.unroll import Run
 from jaxseq.core.wrapper import Reader
 
@@ -87,7 +88,7 @@ def jacobian(function: Callable[[Array], Array], vector: Float[Array, "*batch un
     """The Jacobians `[*batch, units', units]` of a function of vectors whose rows do not know of each other."""
     _, push = jax.linearize(function, vector)
     basis = jnp.eye(vector.shape[-1], dtype=vector.dtype)
-    return jax.vmap(lambda direction: push(jnp.broadcast_to(direction, vector.shape)), out_axes=-1)(basis)
+    return jax.vmap(lambda direction: push(spread(direction, vector)), out_axes=-1)(basis)
 
 
 def over_time(function: Callable[..., Any], run: Run) -> Callable[..., Any]:

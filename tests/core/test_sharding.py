@@ -190,3 +190,41 @@ def test_params_under_vmap(name):
     out = jax.eval_shape(jax.vmap(run, in_axes=(0, None, None, None, None), axis_size=2), two, *given)
     each = jax.eval_shape(run, params, *given)
     assert jax.tree.map(lambda leaf: (2, *leaf.shape), each) == jax.tree.map(jnp.shape, out)
+
+
+def total(ys):
+    return jnp.sum(ys**2)
+
+
+CELL_ALONE = js.GRU(2, 3)
+READERS = {
+    "newton_unroll": lambda params, xs, **flags: js.newton_unroll(CELL_ALONE, params, xs, **flags)[:2],
+    "jacobian_singular_values": functools.partial(js.diagnostics.jacobian_singular_values, CELL_ALONE),
+    "lyapunov_exponents": lambda params, xs, **_: js.diagnostics.lyapunov_exponents(CELL_ALONE, params, xs),
+    "gradient_flow": functools.partial(js.diagnostics.gradient_flow, CELL_ALONE, loss=total),
+    "constant_flow": functools.partial(js.regularizers.constant_flow, CELL_ALONE, loss=total),
+}
+
+
+TRACED_ONLY = {"lyapunov_exponents": "JAX's QR decomposition does not compile: it chooses between two shardings"}
+
+
+@pytest.mark.parametrize(
+    "reader", [pytest.param(reader, marks=pytest.mark.slow if reader == "newton_unroll" else ()) for reader in READERS]
+)
+def test_what_reads_derivatives(reader):
+    params, xs, _, mask, reset = example("gru")
+
+    def sums(params, xs, mask, reset):
+        out = READERS[reader](params, xs, mask=mask, reset=reset)
+        return sum(map(jnp.sum, jax.tree.leaves(out))), out
+
+    run = jax.jit(jax.grad(sums, has_aux=True), compiler_options=QUICK)
+    given = jax.device_put((xs, mask, reset), OVER_ROWS)
+    with jax.set_mesh(EXPLICIT):
+        _, out = jax.eval_shape(sums, params, *given)
+        assert all(sharded_axes(leaf) == [0] for leaf in jax.tree.leaves(out))
+        if reader not in TRACED_ONLY:
+            sharded = run(params, *given)
+    if reader not in TRACED_ONLY:
+        assert_close(sharded, run(params, xs, mask, reset))
