@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.equations import evaluate, variables
 from jaxseq.core.precision import widen
+from jaxseq.core.sharding import out_sharding
 from jaxseq.gradients.forms import Form, floating
 from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, on_vectors
 from jaxseq.gradients.units import Dependence, Program, Units, dependences, program
@@ -88,7 +90,8 @@ def contract(form: Form, of_state: Array, influence: list[Array | None]) -> list
         slopes = of_state.astype(influence.dtype)
         if reach == "all":
             axes = list(range(rank + 1))
-            return jnp.tensordot(slopes, influence, (axes, axes))
+            whole = out_sharding(PartitionSpec(), slopes, influence)
+            return jnp.tensordot(slopes, influence, (axes, axes), out_sharding=whole)
         units = slopes.reshape(*influence.shape[: rank + 1], 1, size)
         count = math.prod(influence.shape[rank + 1 :])
         rows = influence.reshape(*influence.shape[: rank + 1], count // size, size)

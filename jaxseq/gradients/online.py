@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.precision import widen
+from jaxseq.core.sharding import leading_spec, placed
 from jaxseq.core.unroll import Run, scan_from_fresh, step_of
 from jaxseq.gradients.forms import Form, check_influence, form_of
 from jaxseq.gradients.influences import At, contract, derivatives, floats_of, initial, push
@@ -184,6 +185,7 @@ class _Learner(Accompanied, function="online.gradient"):
         rank = len(run.batch_shape)
         if influence is None:
             influence = start(self.cell, params, run.batch_shape, method=self.method).influence  # pyright: ignore
+            influence = placed(influence, leading_spec(state, rank))
         for leaf in map(jnp.asarray, jax.tree.leaves(targets)):
             if leaf.shape[: rank + 1] != (*run.batch_shape, run.length):
                 raise ValueError(

@@ -199,6 +199,7 @@ def total(ys):
 CELL_ALONE = js.GRU(2, 3)
 READERS = {
     "newton_unroll": lambda params, xs, **flags: js.newton_unroll(CELL_ALONE, params, xs, **flags)[:2],
+    "quasi_newton": lambda params, xs, **flags: js.newton_unroll(CELL_ALONE, params, xs, method="quasi", **flags)[:2],
     "jacobian_singular_values": functools.partial(js.diagnostics.jacobian_singular_values, CELL_ALONE),
     "lyapunov_exponents": lambda params, xs, **_: js.diagnostics.lyapunov_exponents(CELL_ALONE, params, xs),
     "gradient_flow": functools.partial(js.diagnostics.gradient_flow, CELL_ALONE, loss=total),
@@ -210,7 +211,7 @@ TRACED_ONLY = {"lyapunov_exponents": "JAX's QR decomposition does not compile: i
 
 
 @pytest.mark.parametrize(
-    "reader", [pytest.param(reader, marks=pytest.mark.slow if reader == "newton_unroll" else ()) for reader in READERS]
+    "reader", [pytest.param(reader, marks=pytest.mark.slow if "newton" in reader else ()) for reader in READERS]
 )
 def test_what_reads_derivatives(reader):
     params, xs, _, mask, reset = example("gru")
@@ -228,3 +229,23 @@ def test_what_reads_derivatives(reader):
             sharded = run(params, *given)
     if reader not in TRACED_ONLY:
         assert_close(sharded, run(params, xs, mask, reset))
+
+
+@pytest.mark.parametrize("method, layers", [("rtrl", (js.GRU(2, 3), js.Dense(3, 2))), ("snap1", (js.GRU(2, 2),))])
+def test_learning_online(method, layers):
+    cell, (_, xs, _, mask, reset) = js.Stack(layers), example("gru")
+    params = cell.init(jax.random.key(0))
+
+    def run(params, xs, mask, reset):
+        options = {"mask": mask, "reset": reset, "method": method}
+        return js.online.gradient(cell, params, xs, squared_error, xs, **options)
+
+    run = jax.jit(run, compiler_options=QUICK)
+    with jax.set_mesh(EXPLICIT):
+        sharded = run(params, *jax.device_put((xs, mask, reset), OVER_ROWS))
+    assert_close(sharded, run(params, xs, mask, reset))
+    assert all(sharded_axes(leaf) == [0] for leaf in jax.tree.leaves(sharded[0]))
+
+
+def squared_error(y, target):
+    return jnp.sum((y - target) ** 2, axis=-1)
