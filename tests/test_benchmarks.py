@@ -18,6 +18,7 @@ from benchmarks import (
     memory_tasks,
     mlstm,
     moving_average,
+    newton,
     tasks,
     textbook,
     timing,
@@ -110,6 +111,17 @@ def test_clockwork_writes_a_table(tmp_path):
 def test_moving_average_writes_a_table(tmp_path):
     table = moving_average.main([(5, 2, 3, 2)], tmp_path).read_text()
     assert "| time 5, batch 2, features 3, window 2, forward |" in table
+
+
+@pytest.mark.slow
+def test_newton_writes_iterations_and_speeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "in_fresh_processes", lambda function, argument, count: [function(argument)])
+    settings = "--sizes 20,1,2 --rounds 1 --seconds 0 --output".split()
+    rows = newton.main([*settings, str(tmp_path)]).read_text().splitlines()[-2:]
+    for row, mode in zip(rows, ("forward", "gradient"), strict=True):
+        assert row.startswith(f"| GRU | 20, 1, 2 | {mode} | ")
+        few, more = map(int, row.split(" | ")[3].split(", "))
+        assert few <= more <= 20 and row.split(" | ")[4] == f"{20 * few}, {20 * more}"
 
 
 @pytest.mark.slow
