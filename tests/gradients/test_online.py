@@ -88,6 +88,19 @@ def test_diagonal_recurrences_are_exact_and_cheap(name):
         assert influence is None if reach == "none" else influence.shape == (ROWS, units[reach], *leaf.shape)
 
 
+@pytest.mark.slow
+def test_vmap_over_params_and_second_derivatives():
+    cell = js.MinGRU(2, 3)
+    params, xs, _, _ = problem(cell)
+    forward = lambda params: online.gradient(cell, params, xs, lambda y, target: jnp.sum(y**2, axis=-1))[2]  # noqa: E731
+    total = lambda params: jnp.sum(cell.unroll(params, xs)[1] ** 2)  # noqa: E731
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    assert_close(jax.vmap(forward)(several), jax.vmap(jax.grad(total))(several))
+    norm = lambda slopes: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(slopes))  # noqa: E731
+    found, expected = (jax.grad(lambda params, of=of: norm(of(params)))(params) for of in (forward, jax.grad(total)))
+    assert_close(found, expected)
+
+
 def flops(cell, method, loss=jnp.sum):
     """Of one step of online learning, as it is compiled."""
     params = jax.eval_shape(cell.init, jax.random.key(0))
