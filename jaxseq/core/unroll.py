@@ -99,8 +99,10 @@ def scan_from_fresh(
         return leaf if jax.typeof(leaf) == jax.typeof(after) else leaf + jnp.zeros_like(after)
 
     def first(x):
-        if length or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if length:
             return x[0]
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(first(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         return x.sum(axis=0).astype(x.dtype)  # a sum of nothing, of the type of a step
 
     if not jax.sharding.get_abstract_mesh().empty:

@@ -138,6 +138,20 @@ def test_one_sequence_vmap_no_inputs_and_no_steps():
     assert_same(found, orbit.unroll(params, None, length=TIME))
 
 
+def test_a_sharded_batch():
+    """Also where a first window is read in one piece, the other being of no steps."""
+    args, options = problem()
+    rows = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    run = functools.partial(truncated(CELL, window=3), **options)
+    expected = quick_jit(run)(*args)
+    with jax.set_mesh(rows):
+        xs, state = jax.device_put(args[1:], jax.sharding.PartitionSpec("rows"))
+        mask, reset = jax.device_put((options["mask"], options["reset"]), jax.sharding.PartitionSpec("rows"))
+        out = quick_jit(functools.partial(run, mask=mask, reset=reset))(args[0], xs, state)
+        assert_same(out, expected)
+        assert CELL.unroll(args[0], xs[:, :0], state, key=options["key"])[1].shape == (ROWS, 0, 3)
+
+
 def test_reverse_truncates_from_the_end():
     cell = js.Elman(2, 3)
     params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (7, 2))
