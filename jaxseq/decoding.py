@@ -85,7 +85,7 @@ def generate(
     ((2, 6), (2,), (2, 6))
     """
     if not isinstance(cell, Cell):
-        raise TypeError(f"generate needs a Cell, which can advance one step, got {type(cell).__name__}.")
+        raise TypeError(f"generate needs a Cell, which can advance one step, got {cell}.")
     if cell.input_rank != 0:
         raise TypeError(
             f"generate feeds tokens, but {cell} reads inputs of rank {cell.input_rank}: put Embed or OneHot before it, "

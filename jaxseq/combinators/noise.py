@@ -22,6 +22,21 @@ class Drawn(NamedTuple):
     key: Array
 
 
+class Sampled(Wrapper):
+    """A layer whose own noise lasts a whole sequence: `draw` puts a key beside the params, as `Drawn`."""
+
+    def inner(self, params: Any) -> Any:
+        return params.cell if isinstance(params, Drawn) else params
+
+    def draw(self, params: Any, key: Array) -> Drawn:
+        key, cell_key = jax.random.split(key)
+        return Drawn(self.cell.draw(params, cell_key), key)
+
+    def attach(self, params: Any, memory: Any, mask: Any = None) -> Any:
+        attached = self.cell.attach(self.inner(params), memory, mask)
+        return params._replace(cell=attached) if isinstance(params, Drawn) else attached
+
+
 class Dropout(Pointwise):
     """Zeros each feature of each step with probability `rate` and scales the others by 1 / (1 - rate).
 
@@ -54,7 +69,7 @@ class Dropout(Pointwise):
         return _drop(key, x, self.rate)
 
 
-class RecurrentDropout(GatedWrapper):
+class RecurrentDropout(Sampled, GatedWrapper):
     """A gated cell whose recurrent product reads its hidden state with some units zeroed, the same at all steps.
 
         z_h = (m h / (1 - rate)) R,   m ~ Bernoulli(1 - rate) once a sequence
@@ -76,13 +91,6 @@ class RecurrentDropout(GatedWrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_rate(self, self.rate)
-
-    def inner(self, params: Any) -> Any:
-        return params.cell if isinstance(params, Drawn) else params
-
-    def draw(self, params: Any, key: Array) -> Drawn:
-        key, cell_key = jax.random.split(key)
-        return Drawn(self.cell.draw(params, cell_key), key)
 
     def products(self, params: Any, hidden: Array, x: Array) -> tuple[Array, Array]:
         hidden = _drop(params.key if isinstance(params, Drawn) else None, hidden, self.rate)

@@ -34,6 +34,11 @@ class Frozen(Wrapper):
     def inner(self, params: Any) -> Any:
         return params.cell if isinstance(params, Attached) else jax.tree.map(jax.lax.stop_gradient, params)
 
+    def draw(self, params: Any, key: Array) -> Any:
+        if isinstance(params, Attached):
+            return Attached(self.cell.draw(params.cell, key))
+        return self.cell.draw(params, key)
+
     def attach(self, params: Any, memory: Any, mask: Any = None) -> Any:
         params = params.cell if isinstance(params, Attached) else params
         attached = self.cell.attach(params, memory, mask)

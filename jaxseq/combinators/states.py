@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxseq.combinators.conditioning import Conditioned
-from jaxseq.combinators.noise import Drawn
+from jaxseq.combinators.noise import Drawn, Sampled
 from jaxseq.core.cell import Cell
 from jaxseq.core.wrapper import Extended, Wrapper, each_array, follow, layers_within
 
@@ -69,7 +69,7 @@ class LearnedState(Extended):
         return jax.tree.map(start, self.cell.initial_state(params.cell, batch_shape))
 
 
-class RandomState(Wrapper):
+class RandomState(Sampled):
     """A cell whose initial state is drawn from N(0, scale²) around the cell's own, once from the key of `unroll`.
 
     Without a key it is the cell's own. It takes any cell; only the floating arrays of its state are drawn.
@@ -89,13 +89,6 @@ class RandomState(Wrapper):
     cell: Cell
     _: dataclasses.KW_ONLY
     scale: float = 1.0
-
-    def inner(self, params: Any) -> Any:
-        return params.cell if isinstance(params, Drawn) else params
-
-    def draw(self, params: Any, key: Array) -> Drawn:
-        key, cell_key = jax.random.split(key)
-        return Drawn(self.cell.draw(params, cell_key), key)
 
     def initial_state(self, params: Any, batch_shape: tuple[int, ...] = ()) -> Any:
         state = super().initial_state(params, batch_shape)

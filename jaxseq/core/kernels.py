@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Params, SequenceLayer
+from jaxseq.core.wrapper import follow
 
 Role = Literal["input", "recurrent"]
 
@@ -42,8 +43,9 @@ def map_kernels(
     Raises as `kernel_axes`, and a ValueError if the params are not those of the layer.
     """
     kernels = kernel_axes(layer, *roles)
-    leaves, tree = jax.tree.flatten(params)
-    check_count(layer, params, len(kernels))
+    bare = layer.attach(params, None)  # a memory has no kernels
+    leaves, tree = jax.tree.flatten(bare)
+    check_count(layer, bare, len(kernels))
 
     def replace(index, leaf, names):
         if names is None:
@@ -55,7 +57,8 @@ def map_kernels(
         blocks = gates.reshape(-1, leaf.shape[-1], leaf.shape[-1]) if names[-1] == "unit" else gates
         return jnp.moveaxis(function(index, blocks).reshape(gates.shape), 0, gate)
 
-    return jax.tree.unflatten(tree, map(replace, range(len(leaves)), leaves, kernels))
+    replaced = jax.tree.unflatten(tree, map(replace, range(len(leaves)), leaves, kernels))
+    return replaced if jax.tree.structure(params) == tree else follow(params, bare, replaced)
 
 
 def axis_names(layer: SequenceLayer) -> list[tuple[str | None, ...]]:

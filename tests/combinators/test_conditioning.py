@@ -131,3 +131,28 @@ def test_errors_say_what_is_missing():
         js.Conditioned(js.Elman(2, 4), SIZE, input=None)
     with pytest.raises(ValueError, match='input="concatenate", "add" or None'):
         js.Conditioned(js.Elman(2, 4), SIZE, input="both")  # type: ignore
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        js.Frozen,
+        js.RandomState,
+        js.WeightNorm,
+        js.SpectralBound,
+        lambda cell: js.WeightDrop(cell, 0.5),
+        lambda cell: js.WeightDrop(js.Frozen(cell), 0.5),
+        lambda cell: js.Stack((js.WeightNorm(cell), js.Dropout(0.5, variational=True))),
+    ],
+)
+def test_wrappers_around_a_conditioned_cell(wrap):
+    """Attached, drawn with a key, and a batch of vectors: as the same cell that reads each vector beside its inputs."""
+    wide = wrap(js.LSTM(2 + SIZE, 4))
+    cell = wrap(js.Conditioned(js.LSTM(2 + SIZE, 4), SIZE))
+    params = jax.tree.map(lambda leaf: 2 * leaf, cell.init(jax.random.key(0)))
+    xs, v = vectors(BATCH, TIME, 2), vectors(BATCH, SIZE)
+    inner = jax.tree.unflatten(jax.tree.structure(wide.init(jax.random.key(0))), jax.tree.leaves(params))
+    joined = jnp.concatenate([xs, jnp.broadcast_to(v[:, None], (BATCH, TIME, SIZE))], axis=-1)
+    for key in (None, jax.random.key(3)):
+        ours, theirs = cell.unroll(cell.attach(params, v), xs, key=key), wide.unroll(inner, joined, key=key)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), ours[1], theirs[1])
