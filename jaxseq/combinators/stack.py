@@ -97,7 +97,7 @@ class Sequential(Layers):
             needs = getattr(layer, "input_size", None)
             if not _fits(size, needs):
                 raise ValueError(f"{name}: {layer} (number {index}) needs {needs} features, but it is given {size}.")
-            if not layer.keeps_size:
+            if not layer.keeps_size or size is None:
                 size = getattr(layer, "output_size", None)
             size = jax.tree.map(lambda size: size * self._joined, size)
 
@@ -107,13 +107,12 @@ class Sequential(Layers):
 
     @property
     def input_size(self) -> Any:
-        sized = [layer for layer in self.layers if not layer.keeps_size]
-        return getattr(sized[0], "input_size", None) if sized else None
+        return getattr(self.layers[_telling(self.layers, "input_size")], "input_size", None)
 
     @property
     def output_size(self) -> Any:
-        sized = [layer for layer in self.layers if not layer.keeps_size]
-        return getattr(sized[-1], "output_size", None) if sized else None
+        backward = self.layers[::-1]
+        return getattr(backward[_telling(backward, "output_size")], "output_size", None)
 
     @property
     def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -121,7 +120,7 @@ class Sequential(Layers):
 
     def zero_input(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> Any:
         self._check(params)
-        first = next((index for index, layer in enumerate(self.layers) if not layer.keeps_size), 0)
+        first = _telling(self.layers, "input_size")
         zero, dtype = self.layers[first].zero_input(params[first], batch_shape), errors.float_dtype(params)
 
         def cast(leaf):  # a first layer without params does not know the dtype
@@ -188,3 +187,9 @@ class Stack(Sequential, Cell):
                 next_state, x = layer.step(params[index], state[index], x, keys[index])
             states.append(next_state)
         return tuple(states), x
+
+
+def _telling(layers: tuple[SequenceLayer, ...], name: str) -> int:
+    """Which layer tells a size: the first that knows it, or through which it is not kept."""
+    tells = (getattr(layer, name, None) is not None or not layer.keeps_size for layer in layers)
+    return next((index for index, here in enumerate(tells) if here), 0)

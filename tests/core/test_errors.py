@@ -515,6 +515,11 @@ BUILT = {
         ValueError,
         "Stack: Dense(input_size=3, output_size=5) (number 2) needs 3 features, but it is given 4",
     ),
+    "chain after a first cell of one size": (
+        lambda: js.Stack((js.LRU(2, 4), js.LRU(4, 4))),
+        ValueError,
+        "Stack: LRU(input_size=4, hidden_size=4) (number 1) needs 4 features, but it is given 2",
+    ),
     "tokens": (lambda: js.Stack((ELMAN, EMBED)), ValueError, "(number 1) reads tokens, but it is given 4 features"),
     "sum": (lambda: js.Residual(ELMAN), ValueError, "Residual adds input to output, but Elman(input_size=3, hidden_"),
     "steps of a layer": (
