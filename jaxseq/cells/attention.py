@@ -11,10 +11,10 @@ from jax.nn import initializers
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxseq.cells.packing import Order, order_of, take
 from jaxseq.core import errors, masks
 from jaxseq.core.activations import Activation, activation
 from jaxseq.core.cell import Cell, Run
-from jaxseq.core.sharding import leading_spec, placed
 
 _lecun = initializers.lecun_normal()
 _lecun_heads = initializers.lecun_normal(in_axis=0, out_axis=(2, 3), batch_axis=1)
@@ -141,15 +141,17 @@ class TransformerBlock(Cell):
         xs, keep, reset = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), (xs, run.keep, run.reset))
         if run.reverse:
             xs, keep, reset = jax.tree.map(lambda leaf: jnp.flip(leaf, axis), (xs, keep, reset))
-        ys, state = self._read(params, xs, state, _order(run, state.position, keep, reset))
+        ys, state = self._read(params, xs, state, order_of(run, state.position, keep, reset))
         if run.reverse:
             ys = jnp.flip(ys, axis)
         return state, jnp.moveaxis(ys, axis, 0)
 
-    def _read(self, params: Any, xs: Array, given: TransformerState, order: "_Order") -> tuple[Array, TransformerState]:
+    def _read(self, params: Any, xs: Array, given: TransformerState, order: Order) -> tuple[Array, TransformerState]:
         """All steps at once, `[*batch, time, size]`."""
         axis, fresh = given.position.ndim, self.initial_state(params, given.position.shape)
-        packed = xs if order.index is None else _take(xs, order.index)
+        finite = jnp.isfinite(xs).all(axis=-1)  # what is not would reach all that it is masked for, by 0 * NaN
+        xs = masks.zero_unless(finite, xs)
+        packed, finite = (xs, finite) if order.index is None else (take(leaf, order.index) for leaf in (xs, finite))
         query, keys, values = self._heads(params, packed, order.position)
 
         # the cache before these steps, its oldest entry first
@@ -157,21 +159,25 @@ class TransformerBlock(Cell):
         places = lax.broadcasted_iota(jnp.int32, (*given.position.shape, self.window), axis)
         start = given.position[..., None]
         cached = (places >= self.window - start) & read_any[..., None]
-        cache = (_take(leaf, (places + start) % self.window) for leaf in (given.keys, given.values))
-        before = [masks.zero_unless(cached, leaf) for leaf in cache]
+        cache = (take(leaf, (places + start) % self.window) for leaf in (given.keys, given.values))
+        cache = [masks.zero_unless(cached, leaf) for leaf in cache]
+        whole = jnp.stack([jnp.isfinite(leaf).all(axis=(-2, -1)) for leaf in cache]).all(axis=0)
+        before = [masks.zero_unless(whole, leaf) for leaf in cache]
         segments = jnp.concatenate([jnp.where(cached, 0, -1), order.segment], axis)
         seen_keys, seen_values = (jnp.concatenate(pair, axis) for pair in zip(before, (keys, values), strict=True))
         ys = self._finish(params, packed, _banded(query, seen_keys, seen_values, segments, self.window))
+        lost = _reached(jnp.concatenate([~whole, ~finite], axis), segments, self.window)[..., self.window :]
+        ys, keys, values = _nan_where(lost, ys), _nan_where(~finite, keys), _nan_where(~finite, values)
 
         # in each place of the cache the last step that wrote there, counted back from the last one that was read
         back = 1 + (order.last_position[..., None] - 1 - places) % self.window
         written = back <= order.last_read[..., None]
         index = jnp.clip(order.read[..., None] - back, 0, packed.shape[axis] - 1)
         kept = masks.select(order.was_reset, fresh, given)
-        last_keys = masks.select(written, _take(keys, index), kept.keys)
-        last_values = masks.select(written, _take(values, index), kept.values)
+        last_keys = masks.select(written, take(keys, index), kept.keys)
+        last_values = masks.select(written, take(values, index), kept.values)
         if order.keep is not None:
-            ys = masks.zero_unless(order.keep, _take(ys, order.rank))
+            ys = masks.zero_unless(order.keep, take(ys, order.rank))
         return ys, TransformerState(last_keys, last_values, order.last_position)
 
     def _check(self, params: Any, state: Any, x: Array, batch_shape: tuple[int, ...]) -> None:
@@ -243,45 +249,15 @@ def _norm(x: Array, scale: Array) -> Array:
     return normal.astype(x.dtype) * jnp.broadcast_to(scale, x.shape)
 
 
-class _Order(NamedTuple):
-    """The steps that are read, in each row the one after the other, and what was read at the end."""
-
-    index: Int[Array, "*batch time"] | None  # where each comes from; None if all are read
-    rank: Int[Array, "*batch time"]  # how many are read before each step of the inputs
-    keep: Bool[Array, "*batch time"] | None
-    position: Int[Array, "*batch time"]
-    segment: Int[Array, "*batch time"]
-    read: Int[Array, "*batch"]
-    last_read: Int[Array, "*batch"]  # since the last reset
-    last_position: Int[Array, "*batch"]
-    was_reset: Bool[Array, "*batch"]
+def _nan_where(flags: Array, values: Array) -> Array:
+    return masks.select(flags, jnp.full_like(values, jnp.nan), values)
 
 
-def _order(run: Run, start: Array, keep: Array | None, reset: Array | None) -> _Order:
-    """The order of the steps that begin at position `start`."""
-    index, read = None, jnp.full(run.batch_shape, run.length, jnp.int32)
-    rank = lax.broadcasted_iota(jnp.int32, (*run.batch_shape, run.length), start.ndim)
-    rank = placed(rank, leading_spec(start, start.ndim))
-    if keep is not None:
-        index = jnp.argsort(~keep, axis=-1, stable=True)
-        read = keep.sum(axis=-1, dtype=jnp.int32)
-        rank = jnp.cumsum(keep, axis=-1, dtype=jnp.int32) - keep.astype(jnp.int32)
-    segment, begin = jnp.zeros_like(rank), jnp.zeros_like(rank)
-    if reset is not None:
-        segment = jnp.cumsum(reset, axis=-1, dtype=jnp.int32)
-        begin = lax.cummax(jnp.where(reset, rank, 0), axis=rank.ndim - 1)
-    position = rank - begin + jnp.where(segment == 0, start[..., None], 0)
-    last_read, was_reset = read - begin[..., -1], segment[..., -1] > 0
-    last_position = last_read + jnp.where(was_reset, 0, start)
-    if index is not None:
-        position, segment = _take(position, index), _take(segment, index)
-    return _Order(index, rank, keep, position, segment, read, last_read, last_position, was_reset)
-
-
-def _take(values: Array, index: Int[Array, "*batch entry"]) -> Array:
-    """The entries `[*batch, entry, ...]` of `values` at each row's own index."""
-    trailing = tuple(range(index.ndim, values.ndim))
-    return jnp.take_along_axis(values, jnp.expand_dims(index, trailing), axis=index.ndim - 1)
+def _reached(flags: Bool[Array, "*batch step"], segments: Array, window: int) -> Bool[Array, "*batch step"]:
+    """Whether one of the last `window` steps of the same segment has its flag."""
+    place = jnp.cumsum(jnp.ones_like(flags, jnp.int32), axis=-1) - 1  # sharded as the steps are
+    last = lax.cummax(jnp.where(flags, place, 0), axis=flags.ndim - 1)
+    return (place - last < window) & take(flags, last) & (take(segments, last) == segments)
 
 
 def _banded(query: Array, keys: Array, values: Array, segments: Array, window: int) -> Array:

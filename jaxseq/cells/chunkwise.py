@@ -1,6 +1,7 @@
 """Memories that outer products write and the input lets decay, by chunks of steps instead of step by step."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -42,7 +43,8 @@ def chunkwise(terms: Terms, memory: Array, reset: Array | None, size: int) -> tu
         segment = jnp.broadcast_to(segment, since_start.shape)
         visible = visible & (segment == segment.mT)
         since_start, since_end = segment == 0, segment == segment[..., -1:, :]
-    decay = jnp.cumsum(log_decay, axis=-2)  # up to and with each step, logarithms
+    # logarithms, up to and with each step: a document's decays of nothing leave those of the next one their digits
+    decay = jnp.cumsum(jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).smallest_subnormal)), axis=-2)
     scores = functools.partial(_scores, decay, visible)
     from_start = jnp.where(since_start, jnp.exp(decay), 0.0)
     to_end = jnp.where(since_end, jnp.exp(decay[..., -1:, :] - decay), 0.0)
@@ -51,17 +53,25 @@ def chunkwise(terms: Terms, memory: Array, reset: Array | None, size: int) -> tu
     if strength is not None:
         inverse = _unit_triangular_inverse(strength * scores(key, key))
         written, erased = inverse @ (strength * value), inverse @ (strength * key * from_start)
-    kept, seen = from_start[..., -1, :, None], since_start.any(-2)[..., None]
-    inputs = (written, erased, query * from_start, scores(query, key), (key * to_end).mT, kept, seen)
+    inputs = (written, erased, query * from_start, scores(query, key), (key * to_end).mT, from_start[..., -1, :, None])
 
     def step(memory, inputs):
-        written, erased, query, weights, key, kept, seen = inputs
-        memory = jnp.where(seen, memory, 0.0)  # where all of a chunk is after a reset, NaN neither
+        written, erased, query, weights, key, kept = inputs
         if erased is not None:
             written = written - erased @ memory
         return kept * memory + key @ written, query @ memory + weights @ written
 
-    memory, readings = scan_from_fresh(lax.scan, step, memory, inputs, count, reverse=False)
+    def contained(memory, inputs):
+        """A memory that is not finite is read as zeros: 0 * NaN would go past the resets of the chunk."""
+        *inputs, seen = inputs
+        finite = jnp.isfinite(memory).all((-2, -1), keepdims=True)
+        after, readings = step(jnp.where(finite, memory, 0.0), inputs)
+        lost = seen & ~finite
+        shown = ~lost & jnp.isfinite(readings).all(-1, keepdims=True)  # elsewhere the gradient stops
+        return jnp.where(lost[..., -1:, :], memory, after), jnp.where(shown, readings, jnp.nan)
+
+    body, inputs = (step, inputs) if reset is None else (contained, (*inputs, since_start))
+    memory, readings = scan_from_fresh(lax.scan, body, memory, inputs, count, reverse=False)
     readings = jnp.moveaxis(readings, -2, 1)
     return memory, readings.reshape(count * size, *readings.shape[2:])[:length]
 

@@ -193,6 +193,9 @@ class MLSTM(Recurrent):
     def _unroll(self, params: MLSTMParams, xs: Array, state: MLSTMState, run: Run) -> Any:
         if not (isinstance(run.length, int) and run.length > 0):  # none, or a symbol
             return super()._unroll(params, xs, state, run)
+        return masks.contain(lambda xs, state: self._by_chunks(params, xs, state, run), xs, state, run)
+
+    def _by_chunks(self, params: MLSTMParams, xs: Array, state: MLSTMState, run: Run) -> Any:
         keep = jnp.ones_like(xs[..., 0], bool) if run.keep is None else run.keep
         reset = jnp.zeros_like(keep) if run.reset is None else run.reset
         size = min(self.chunk_size, run.length)
@@ -235,24 +238,26 @@ def _chunk(state: MLSTMState, chunk: Any) -> tuple[MLSTMState, Any]:
     q, k, v, i, f, keep, reset = chunk
     segment = jnp.cumsum(reset)
     first = segment == 0
-    start = jax.tree.map(jnp.zeros_like, state)
-    reads = masks.select(jnp.any(keep & first), state, start)  # a state that is not read may hold NaN
+    finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in state]))
+    reads = masks.select(finite & jnp.any(keep & first), state, jax.tree.map(jnp.zeros_like, state))
 
     i, decay = jnp.where(keep, i, _NEVER), jnp.where(keep, jax.nn.log_sigmoid(f), 0)
-    total = jnp.cumsum(decay)
     seen = jnp.tril(segment[:, None] == segment[None])
+    total = jnp.sum(jnp.where(seen, decay[None], 0), axis=1)  # since the start of the chunk or the segment
     log_weights = jnp.where(seen, total[:, None] - total[None] + i[None], _NEVER)
-    before = jnp.max(jnp.where(seen & reset[None], (total - decay)[None], _NEVER), axis=1)
-    kept = total + jnp.where(first, reads.stabilizer, -before)  # at a reset the stabilizer is 0
+    kept = total + jnp.where(first, reads.stabilizer, 0)
     stabilizer = jnp.maximum(kept, jnp.max(log_weights, axis=1))
-    weights = jnp.exp(log_weights - stabilizer[:, None])
+    weights = jnp.where(seen, jnp.exp(log_weights - stabilizer[:, None]), 0)
     carried = jnp.where(first, jnp.exp(kept - stabilizer), 0)
 
-    scores = (q @ k.T) * weights
+    scores = jnp.where(seen, q @ k.T * weights, 0)
     value = scores @ v + carried[:, None] * (q @ reads.memory.T)
     norm = jnp.sum(scores, axis=1) + carried * (q @ reads.normalizer)
     written = weights[-1][:, None] * k
     memory = carried[-1] * reads.memory + v.T @ written
     normalizer = carried[-1] * reads.normalizer + jnp.sum(written, axis=0)
     after = MLSTMState(memory, normalizer, stabilizer[-1])
-    return masks.select(jnp.any(keep | reset), after, state), (value, norm, stabilizer)
+    lost = first & ~finite  # 0 * NaN would go past the reset
+    shown = ~keep | (~lost & jnp.isfinite(norm) & jnp.isfinite(value).all(axis=1))  # elsewhere the gradient stops
+    value, norm = jnp.where(shown[:, None], value, jnp.nan), jnp.where(shown, norm, jnp.nan)
+    return masks.select(jnp.any(keep | reset) & ~lost[-1], after, state), (value, norm, stabilizer)

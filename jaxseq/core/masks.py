@@ -1,5 +1,6 @@
 """What happens at padded steps and at the starts of segments: one meaning for every layer."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,26 @@ def hold(step: Callable[..., Any], start: Any) -> Callable[..., Any]:
         return select(keep, new_state, state), zero_unless(keep, y)
 
     return held
+
+
+def contain(unroll: Callable[[Array, Any], tuple[Any, Array]], xs: Array, state: Any, run: Any) -> tuple[Any, Array]:
+    """`unroll(xs, state) -> (state, ys)` for products over many steps, in which 0 * NaN would reach all of them.
+
+    A step whose inputs are not finite is read as zeros. The outputs from there to the next reset are NaN, and so is
+    the last state if none follows.
+    """
+    finite = jnp.isfinite(xs).all(axis=-1)
+    order = jnp.cumsum(jnp.ones_like(finite, jnp.int32), axis=0) - 1  # sharded as the inputs are
+    if run.reverse:
+        order = run.length - 1 - order
+    events = jnp.where(finite, 0, 2 * order + 1)  # odd where NaN begins, even where it ends
+    if run.reset is not None:
+        events = jnp.where(finite & run.reset, 2 * order, events)
+    lost = jax.lax.cummax(events, axis=0, reverse=run.reverse) % 2 == 1
+    state, ys = unroll(zero_unless(finite, xs), state)
+    nan = functools.partial(jax.tree.map, lambda leaf: jnp.full_like(leaf, jnp.nan))
+    shown = lost if run.keep is None else lost & run.keep
+    return select(lost[0 if run.reverse else -1], nan(state), state), select(shown, nan(ys), ys)
 
 
 def reset_where(cell: Any, params: Any, state: Any, done: Bool[Array, "*batch"]) -> Any:
