@@ -101,6 +101,8 @@ class Phased(Extended):
         return x, jnp.zeros((*batch_shape, 1), params.log_period.dtype)
 
     def step(self, params: PhasedParams, state: Any, x: Any, key: Array | None = None) -> Any:
+        if not isinstance(x, tuple) or len(x) != 2:
+            raise ValueError(f"{self} reads pairs (x, time), got {errors.shape_of(x)}: give both.")
         x, time = x
         errors.check_features(self, time, 1, "times")
         errors.check_dtype(self, time, params.log_period.dtype, "times")

@@ -89,6 +89,10 @@ class SequenceLayer(abc.ABC):
         named = (f"{name}={_show(value)}" for name, value, default in shown if value != default)
         return f"{type(self).__name__}({', '.join(named)})"
 
+    def __format__(self, spec: str) -> str:
+        """As messages name it, `f"{layer}"`: the beginning of a long `repr`; `f"{layer!r}"` is all of it."""
+        return format(errors.shortened(repr(self)), spec)
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

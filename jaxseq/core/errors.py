@@ -6,6 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+_LONGEST = 96  # characters of a layer in a message
+
+
+def shortened(text: str) -> str:
+    """A text of many parts as a message can begin with it: its beginning.
+
+    >>> shortened("Stack(layers=(" + "LSTM(input_size=64, hidden_size=64), " * 5)
+    'Stack(layers=(LSTM(input_size=64, hidden_size=64), LSTM(input_size=64, hidden_size=64), LSTM(...'
+    """
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3].rstrip() + "..."
+
 
 def shape_of(value: Any) -> str:
     """`value` as `float32[3,4]`, and trees of arrays as the tree of that."""
@@ -73,6 +84,12 @@ def check_state(layer: Any, state: Any, expected: Any, any_float: bool = False) 
 
     With `any_float` a floating array fits another: without params nothing says which.
     """
+    flags = getattr(state, "dtype", None) == jnp.bool_
+    if flags and all(leaf.dtype != jnp.bool_ for leaf in jax.tree.leaves(expected)):
+        raise TypeError(
+            f"{layer} got flags {shape_of(state)} as the state to start from: give a mask or resets by name, "
+            "unroll(params, xs, mask=mask)."
+        )
     if jax.tree.structure(state) != jax.tree.structure(expected):
         raise TypeError(
             f"{layer} got the state of another cell: {shape_of(state)}; "

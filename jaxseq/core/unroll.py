@@ -124,6 +124,12 @@ def _check_tree(layer, xs) -> None:
         raise ValueError(f"{layer} reads no inputs, but got {errors.shape_of(xs)}: give None, and length=.")
     if xs is None:
         raise ValueError(f"{_needs(layer)}, but got None; a layer without inputs declares input_rank = None.")
+    if isinstance(layer.input_rank, tuple) and hasattr(xs, "shape"):
+        count = len(layer.input_rank)
+        raise ValueError(
+            f"{layer} reads {count} inputs at each step, of ranks {layer.input_rank}, but got one array "
+            f"{errors.shape_of(xs)}: give a tuple of {count} arrays [*batch, time, *features]."
+        )
     raise ValueError(
         f"{_needs(layer)}, but got {errors.shape_of(xs)}: another tree. A list is one too (jnp.asarray makes it an "
         "array), and a cell that reads trees declares input_rank as the tree of their ranks."

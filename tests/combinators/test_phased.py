@@ -107,3 +107,10 @@ def test_times_of_another_size_are_refused():
     params = cell.init(jax.random.key(0))
     with pytest.raises(ValueError, match="got times with 2 features"):
         cell.unroll(params, (jnp.ones((4, 2)), jnp.ones((4, 2))))
+
+
+def test_a_step_without_its_time_is_refused():
+    cell = js.Phased(js.LSTM(2, 3))
+    params = cell.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"reads pairs \(x, time\), got float\d+\[2,2\]: give both"):
+        cell.step(params, cell.initial_state(params, (2,)), jnp.ones((2, 2)))

@@ -133,7 +133,14 @@ INPUTS = {
         "reads inputs [*batch, time, *features] with features of rank 1, but got float32[3]",
     ),
     "rank of tokens": (EMBED, np.int32(1), ValueError, "features of rank 0, but got int32[]"),
-    "tree": (Pair(), floats(7, 3), ValueError, "features of rank (1, 0), but got float32[7,3]: another tree"),
+    "an array for a pair": (
+        Pair(),
+        floats(7, 3),
+        ValueError,
+        "Pair() reads 2 inputs at each step, of ranks (1, 0), but got one array float32[7,3]: give a tuple of 2 arrays",
+    ),
+    "an array without the times": (js.Phased(LSTM), floats(7, 64), ValueError, "of ranks (1, 1), but got one array"),
+    "tree": (Pair(), [floats(7, 3)], ValueError, "features of rank (1, 0), but got [float32[7,3]]: another tree"),
     "axes": (Pair(), (floats(2, 7, 3), tokens(2, 6)), ValueError, "[*batch, time] axes differ: [(2, 6), (2, 7)]"),
     "tokens for vectors": (
         ELMAN,
@@ -290,6 +297,11 @@ STEPS = {
         "got a state.hidden of shape (2, 4)",
     ),
     "cell": (js.GRUState(floats(7, 4)), TypeError, "got the state of another cell"),
+    "mask": (
+        np.ones((2, 7), bool),
+        TypeError,
+        "got flags bool[2,7] as the state to start from: give a mask or resets by",
+    ),
     "dtype": (
         js.LSTMState(floats(7, 4, dtype=jnp.bfloat16), floats(7, 4)),
         TypeError,
@@ -592,3 +604,12 @@ def test_unroll_is_final():
 def test_lengths_are_integers():
     with says(TypeError, "length_mask needs integer lengths, got float32"):
         js.length_mask(floats(2), 7)
+
+
+def test_messages_name_a_layer_of_many_parts_by_its_beginning():
+    model = js.Stack((js.Embed(65, 64), *[js.LSTM(64, 64)] * 8, js.Dense(64, 65)))
+    with pytest.raises(TypeError) as caught:
+        model.unroll(model.init(jax.random.key(0)), tokens(2, 7), state=np.ones(3, bool))
+    begin, _, rest = str(caught.value).partition("...")
+    assert repr(model).startswith(begin) and len(begin) < 100 and rest.startswith(" got flags bool[3]")
+    assert f"{LSTM}" == "LSTM(input_size=64, hidden_size=128)" and str(model) == repr(model) == f"{model!r}"
