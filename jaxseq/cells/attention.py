@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.nn import initializers
 from jax.sharding import PartitionSpec
@@ -50,7 +51,8 @@ class TransformerBlock(Cell):
     norm(x) = s x / sqrt(mean(x²) + 10⁻⁶) (RMSNorm), before each part. The products have no biases. `hidden_size`, the
     width of U, is 4 `size` by default. The state is a cache of `window` keys and values. `step` reads it; `unroll`
     computes all steps at once, in blocks of `window` steps, in memory O(T window). Positions count the steps that
-    were read since the start or the last reset: masked steps have none, and a reset clears the cache.
+    were read since the start or the last reset: masked steps have none, and a reset clears the cache. They are int32:
+    a row can read 2³¹ - 1 steps without a reset, about 2 · 10⁹, and the last are as exact as the first.
 
     A. Vaswani et al., Attention is all you need, NIPS 2017; the norms first as R. Xiong et al., On layer normalization
     in the Transformer architecture, ICML 2020; RMSNorm: B. Zhang and R. Sennrich, NeurIPS 2019.
@@ -203,7 +205,8 @@ def rotary(
 ) -> Float[Array, "*batch head feature"]:
     """Turns the features of queries or keys by their position, so that products of two tell their distance alone.
 
-    Features i and i + n/2, of n, are the parts of a complex number that is turned by position * base^(-2i/n).
+    Features i and i + n/2, of n, are the parts of a complex number that is turned by position * base^(-2i/n). The
+    positions are integers of -2³¹ to 2³¹ - 1, and their angles as exact at the last as at the first.
 
     J. Su et al., RoFormer: enhanced Transformer with rotary position embedding, arXiv:2104.09864, 2021.
 
@@ -211,13 +214,33 @@ def rotary(
     [[1.0, 0.0]]
     """
     half = x.shape[-1] // 2
-    dtype = _wide(x.dtype)  # angles grow with the position
-    rates = jnp.power(jnp.asarray(base, dtype), -jnp.arange(half, dtype=dtype) / half)
-    angles = position[..., None, None].astype(dtype) * jnp.expand_dims(rates, tuple(range(position.ndim + 1)))
+    dtype = _wide(x.dtype)
+    angles = _angles(position[..., None, None], base ** (-np.arange(half) / half), dtype)
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
     real, imaginary = jnp.split(x.astype(dtype), 2, axis=-1)
     turned = [real * cosine - imaginary * sine, real * sine + imaginary * cosine]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _angles(position: Int[Array, "*batch 1 1"], rates: np.ndarray, dtype: Any) -> Float[Array, "*batch 1 rate"]:
+    """`position * rates` up to whole turns.
+
+    float32 cannot hold a large product. So each byte of the position is multiplied by what 1, 2⁸, 2¹⁶ or 2²⁴ steps
+    turn, in units of 2⁻³² turns: integers that overflow drop whole turns.
+    """
+
+    def along(rates):
+        return jnp.expand_dims(rates, range(position.ndim - 1))
+
+    if dtype == jnp.float64:
+        return position.astype(dtype) * along(rates)
+    position = position.astype(jnp.int32)
+    turns: Any = 0
+    for shift in (0, 8, 16, 24):
+        byte = position >> shift if shift == 24 else (position >> shift) & 255  # the highest has the sign
+        units = np.round(rates / (2 * np.pi) * 2**shift % 1 * 2**32).astype(np.uint64) % 2**32
+        turns = turns + byte.astype(jnp.uint32) * along(units.astype(np.uint32))
+    return turns.astype(jnp.int32).astype(dtype) * (2 * math.pi / 2**32)
 
 
 def attend(

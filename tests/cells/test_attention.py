@@ -157,6 +157,30 @@ def test_rotary_tells_distances():
     assert js.rotary(jnp.ones((2, 1, 4), jnp.bfloat16), jnp.arange(2)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("start", [-(2**31), -300, 0, 2**24, 2**30, 2**31 - 64])
+def test_rotary_is_as_exact_at_far_positions_as_at_near_ones(start):
+    positions = start + np.arange(64)
+    rates = 10_000.0 ** (-np.arange(3) / 3)
+    angles = positions[:, None] * rates
+    ones = jnp.tile(jnp.array([1, 1, 1, 0, 0, 0], jnp.float32), (64, 1, 1))
+    turned = js.rotary(ones, jnp.array(positions, jnp.int32))[:, 0]
+    np.testing.assert_allclose(turned, np.concatenate([np.cos(angles), np.sin(angles)], -1), rtol=0, atol=1.5e-6)
+    product = positions[:, None].astype(np.float32) * rates.astype(np.float32)
+    loss = np.abs(np.cos(product.astype(np.float64)) - np.cos(angles)).max()
+    assert loss > 0.5 or abs(start) < 2**24, "a product in float32 is as exact"
+
+
+@pytest.mark.parametrize("start", [2**24, 2**31 - 16])
+def test_a_block_reads_the_same_after_many_steps(start):
+    """The first steps attend to the cache of zeros that it starts with, later ones to themselves alone."""
+    block = js.TransformerBlock(SIZE, HEADS, window=4)
+    params, xs = jax.tree.map(lambda leaf: leaf.astype(np.float32), random(block, 15))
+    fresh = block.initial_state(params)
+    state, ys = block.unroll(params, xs, fresh._replace(position=jnp.int32(start)))
+    assert state.position == start + 15
+    np.testing.assert_allclose(ys[4:], block.unroll(params, xs)[1][4:], rtol=0, atol=1e-5)
+
+
 def says(error, message):
     return pytest.raises(error, match=re.escape(message))
 
