@@ -22,7 +22,7 @@ _orthogonal = initializers.orthogonal()
 
 
 class ClockworkState(NamedTuple):
-    """The state of a Clockwork RNN: its units, and how many steps it has made since its start."""
+    """The state of a Clockwork RNN: its units, and how many steps it has made since its clock was at 0."""
 
     hidden: Float[Array, "*batch hidden"]
     clock: Int[Array, "*batch"]
@@ -34,8 +34,9 @@ class ClockworkRNN(Elman):
         h'_k = tanh(x W_k + sum over j >= k of h_j R_jk + b_k)   if t mod T_k = 0,   else h_k;   y = h'
 
     The periods T_k increase, so that a group reads slower groups and itself. The clock t counts the steps of a row from
-    0, where all groups update; padding does not advance it, and a reset sets it back. `recurrent_kernel` is
-    `[hidden, 1, hidden]`; what a group does not read has no effect.
+    0, where all groups update; padding does not advance it, and a reset sets it back. Before 2³¹ steps it returns to 0,
+    at a multiple of all periods, so that no group misses a beat; their least common multiple must be less than 2³¹.
+    `recurrent_kernel` is `[hidden, 1, hidden]`; what a group does not read has no effect.
 
     Without `mask` and `reset`, and from clocks at which all groups update, groups are unrolled one by one, slowest
     first, each only over its own steps: 1.3 to 4.5 times as fast on a CPU, but a loop to compile for each group.
@@ -59,6 +60,12 @@ class ClockworkRNN(Elman):
             raise ValueError(f"ClockworkRNN needs increasing periods of at least 1 step, (1, 2, 4), got {periods!r}.")
         if self.hidden_size % len(periods):
             raise ValueError(f"ClockworkRNN needs groups of one size: {len(periods)} do not divide {self.hidden_size}.")
+        if math.lcm(*periods) >= 2**31:
+            raise ValueError(
+                f"ClockworkRNN counts steps up to a multiple of all periods, in int32: the least common multiple of "
+                f"{periods} is {math.lcm(*periods)}, which needs to be less than 2**31. "
+                "Take periods that share factors."
+            )
 
     @property
     def group_size(self) -> int:
@@ -96,7 +103,13 @@ class ClockworkRNN(Elman):
         phase = state.clock[..., None] % jnp.broadcast_to(periods, candidate.shape)
         # zeros sharded as the inputs are, which a fresh state is not
         due, hidden = phase + jnp.zeros_like(candidate, jnp.int32) == 0, state.hidden + jnp.zeros_like(candidate)
-        return ClockworkState(jnp.where(due, candidate, hidden), state.clock + 1)
+        return ClockworkState(jnp.where(due, candidate, hidden), self._later(state.clock, 1))
+
+    def _later(self, clock: Int[Array, "*batch"], steps: int) -> Int[Array, "*batch"]:
+        """The clock so many steps later, less than the last multiple of all periods that int32 holds."""
+        common = math.lcm(*self.periods)
+        last = (2**31 - 1) // common * common
+        return (clock - last + steps) % last
 
     def _unroll(self, params: GatedParams, xs: Array, state: ClockworkState, run: Run) -> Any:
         by_step = super()._unroll
@@ -132,7 +145,7 @@ class ClockworkRNN(Elman):
             held = jnp.repeat(updates, period, axis=0)[:time]
             hidden = jnp.concatenate([held, hidden], axis=-1)
             before = jnp.concatenate([jnp.concatenate([first[None], held[:-1]]), before], axis=-1)
-        last = ClockworkState(hidden[-1], state.clock + time)
+        last = ClockworkState(hidden[-1], self._later(state.clock, time))
         return last, jnp.flip(hidden, axis=0) if reverse else hidden
 
 

@@ -1,6 +1,7 @@
 """The Clockwork RNN: its paper's equations, and that groups unrolled one by one are the steps of all."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,28 @@ def test_groups_one_by_one_are_all_step_by_step(reverse, clock):
     ours = value_and_gradients(reverse, None, clock)
     expected = value_and_gradients(reverse, jnp.ones((BATCH, TIME), bool), clock)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), ours, expected)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["by group", "by step"])
+@pytest.mark.parametrize("cell", [CELL, js.ClockworkRNN(3, 6, periods=(1, 2**30 - 1))], ids=["small", "large"])
+def test_the_clock_goes_round_in_phase(cell, masked):
+    """From 6 steps before the last multiple of all periods below 2^31, on which all groups update."""
+    params, xs, state = problem()
+    common = math.lcm(*cell.periods)
+    clock = (2**31 - 1) // common * common - 6
+    mask = jnp.ones((BATCH, TIME), bool) if masked else None
+    last, ys = cell.unroll(params, xs, state._replace(clock=jnp.full(BATCH, clock, jnp.int32)), mask=mask)
+    assert last.clock.tolist() == [TIME - 6] * BATCH
+    hidden = state.hidden
+    for t in range(TIME):
+        now = jnp.full(BATCH, (clock + t) % common, jnp.int32)
+        hidden = cell.step(params, js.ClockworkState(hidden, now), xs[:, t])[0].hidden
+        np.testing.assert_allclose(ys[:, t], hidden, atol=1e-11)
+
+
+def test_periods_have_a_common_multiple_that_the_clock_holds():
+    with pytest.raises(ValueError, match=r"least common multiple of \(1, 65536, 65537\) is 4295032832, which needs"):
+        js.ClockworkRNN(2, 6, periods=(1, 65536, 65537))
 
 
 def test_resting_groups_are_skipped():
