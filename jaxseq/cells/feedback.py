@@ -52,6 +52,7 @@ class Jordan(Pointwise):
     """
 
     input_rank = (1, 1)
+    input_names = ("x", "output")
 
     feature_size: int
     hidden_size: int

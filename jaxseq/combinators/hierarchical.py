@@ -23,8 +23,9 @@ class Hierarchical(Stack):
     """Cells one above another, of which the upper ones step only where a segment ends: letters, words, sentences.
 
     It reads pairs `(x, boundary)`, the boundary being an integer for each step: 0 within a word, 1 at its last letter,
-    2 at the last letter of a sentence, ... The lowest cell steps each time. Cell number l steps where boundary >= l,
-    reading what the cell below gives there, and what it gives stays until it steps again (zeros before it first does).
+    2 at the last letter of a sentence, ... Two cells may be given flags, True at the last letter of a word. The lowest
+    cell steps each time. Cell number l steps where boundary >= l, reading what the cell below gives there, and what it
+    gives stays until it steps again (zeros before it first does).
     After a boundary the cells below the one that it ends start afresh: each reads one segment, and what they read
     before reaches them no more. The output is that of all cells, side by side.
 
@@ -41,6 +42,7 @@ class Hierarchical(Stack):
     (5, 7)
     """
 
+    input_names = ("x", "boundary")  # pyright: ignore[reportAssignmentType]
     keeps_size = False  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
@@ -74,7 +76,7 @@ class Hierarchical(Stack):
     def step(self, params: Any, state: HierarchicalState, x: Any, key: Array | None = None) -> Any:
         self._check(params)
         x, boundary = x
-        errors.check_tokens(self, boundary)
+        boundary = self._levels(boundary)
         keys = [None] * len(self.layers) if key is None else jax.random.split(key, len(self.layers))
         states, outputs = [], []
         for level, layer in enumerate(self.layers):
@@ -89,6 +91,19 @@ class Hierarchical(Stack):
             outputs.append(y)
             x = y
         return HierarchicalState(tuple(states), tuple(outputs[1:])), jnp.concatenate(outputs, axis=-1)
+
+    def _levels(self, boundary: Array) -> Int[Array, "*batch"]:
+        """The boundaries as integers."""
+        boundary, top = jnp.asarray(boundary), len(self.layers) - 1
+        if boundary.dtype == jnp.bool_ and top == 1:
+            return boundary.astype(jnp.int32)
+        if not jnp.issubdtype(boundary.dtype, jnp.integer):
+            flags = " (flags are for two cells)" if boundary.dtype == jnp.bool_ else ": cast them with .astype(int)"
+            raise TypeError(
+                f"{self} reads boundaries of 0 within the lowest segments to {top} at the ends of the highest, integers"
+                f"{flags}; got {errors.shape_of(boundary)}."
+            )
+        return boundary
 
     def _unroll(self, params: Any, xs: Any, state: HierarchicalState, run: Run) -> tuple[Any, Any]:
         return Cell._unroll(self, params, xs, state, run)

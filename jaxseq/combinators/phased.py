@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell
@@ -35,9 +35,12 @@ class Phased(Extended):
         state' = k step(state, x) + (1 - k) state
 
     It reads pairs `(x, time)` of the cell's input and the time `[*batch, 1]` at which it came, in any unit and at any
-    distances. Each unit learns its period τ = exp(`log_period`), its `shift` s, and the part of the period for which it
-    is open, r = σ(`open_logit`). Periods start log-uniform between 1 and `max_period`, in the unit of the times, shifts
-    uniform over a period, r at 0.05. `leak` is α; the paper trains with 0.001 and sets it to 0 thereafter.
+    distances. Times are integers or floating numbers, of any dtype whatever that of x: phases are computed in float32,
+    which loses nothing of an int32, or in float64 where times or params have 64 bits.
+
+    Each unit learns its period τ = exp(`log_period`), its `shift` s, and the part of the period for which it is open,
+    r = σ(`open_logit`). Periods start log-uniform between 1 and `max_period`, in the unit of the times, shifts uniform
+    over a period, r at 0.05. `leak` is α; the paper trains with 0.001 and sets it to 0 thereafter.
 
     The cell is one whose state holds arrays `[*batch, hidden]`, all of one size: LSTM, GRU, Elman and the like.
 
@@ -53,6 +56,7 @@ class Phased(Extended):
     """
 
     changes_state = True
+    input_names = ("x", "time")  # pyright: ignore[reportAssignmentType]
 
     cell: Cell
     _: dataclasses.KW_ONLY
@@ -105,18 +109,32 @@ class Phased(Extended):
             raise ValueError(f"{self} reads pairs (x, time), got {errors.shape_of(x)}: give both.")
         x, time = x
         errors.check_features(self, time, 1, "times")
-        errors.check_dtype(self, time, params.log_period.dtype, "times")
         gate = self.gate(params, time)
         after, y = self.cell.step(params.cell, state, x, key)
-        mixed = jax.tree.map(lambda new, old: gate * new + (1 - gate) * old, after, state)
+
+        def mix(new, old):
+            new_part, old_part = gate * new.astype(gate.dtype), (1 - gate) * old.astype(gate.dtype)
+            return (new_part + old_part).astype(old.dtype)
+
+        mixed = jax.tree.map(mix, after, state)
         return mixed, follow(y, after, mixed)
 
-    def gate(self, params: PhasedParams, time: Float[Array, "*batch 1"]) -> Float[Array, "*batch hidden"]:
-        """How far each unit is open at a time, from 0 to 1."""
-        shape = (*time.shape[:-1], params.shift.size)
-        rhythm = (jnp.exp(params.log_period), params.shift, jax.nn.sigmoid(params.open_logit))
-        time, period, shift, part = (jnp.broadcast_to(leaf, shape) for leaf in (time, *rhythm))
-        phase = jnp.mod(time - shift, period) / period
+    def gate(self, params: PhasedParams, time: Real[Array, "*batch 1"]) -> Float[Array, "*batch hidden"]:
+        """How far each unit is open at a time, from 0 to 1; float32 or float64."""
+        time = jnp.asarray(time)
+        if not (jnp.issubdtype(time.dtype, jnp.integer) or jnp.issubdtype(time.dtype, jnp.floating)):
+            raise TypeError(f"{self} reads times, integers or floating numbers, got {errors.shape_of(time)}.")
+        wide = any(dtype.itemsize == 8 for dtype in (time.dtype, params.log_period.dtype))
+        dtype = jnp.float64 if wide else jnp.float32
+        log_period, shift, open_logit = (leaf.astype(dtype) for leaf in params[1:])
+        shape = (*time.shape[:-1], shift.size)
+        rhythm = (jnp.exp(log_period), shift, jax.nn.sigmoid(open_logit))
+        period, shift, part = (jnp.broadcast_to(leaf, shape) for leaf in rhythm)
+        rest = jnp.zeros_like(time)
+        if jnp.issubdtype(time.dtype, jnp.integer) and time.dtype.itemsize >= 4:  # more bits than a float has
+            time, rest = time & ~255, time & 255
+        time, rest = (jnp.broadcast_to(leaf.astype(dtype), shape) for leaf in (time, rest))
+        phase = jnp.mod(jnp.mod(time, period) + rest - shift, period) / period
         rise = 2 * phase / part
         return jnp.where(phase < part, jnp.minimum(rise, 2 - rise), self.leak * phase)
 

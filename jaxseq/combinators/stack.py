@@ -106,6 +106,10 @@ class Sequential(Layers):
         return self.layers[0].input_rank
 
     @property
+    def input_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.layers[0].input_names
+
+    @property
     def input_size(self) -> Any:
         return getattr(self.layers[_telling(self.layers, "input_size")], "input_size", None)
 

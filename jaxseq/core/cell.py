@@ -51,6 +51,7 @@ class SequenceLayer(abc.ABC):
     """
 
     input_rank: ClassVar[Any] = 1
+    input_names: ClassVar[tuple[str, ...]] = ()  # of the parts of a tuple of inputs, for messages
     keeps_size: ClassVar[bool] = False  # one step's output has the shape of its input
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

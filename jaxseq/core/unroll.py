@@ -28,12 +28,8 @@ def unroll_checked(layer, reverse, length, params, xs, state, mask, reset, key):
     """`layer.unroll`: checks, fills in what was left out, moves time to the front once, and calls `layer._unroll`."""
     xs, state = jax.tree.map(jnp.asarray, (xs, state))
     _check_tree(layer, xs)
-    dtype = errors.float_dtype(params)
-    if dtype is not None:
-        for leaf in jax.tree.leaves(xs):
-            errors.check_dtype(layer, leaf, dtype)
-    if layer.input_rank == 1 and xs is not None and isinstance(size := getattr(layer, "input_size", None), int):
-        errors.check_features(layer, xs, size)
+    if isinstance(layer.input_rank, int):  # the parts of a tree may differ: who reads one checks it
+        _check_array(layer, params, xs)
     leading = _leading_axes(layer, params, xs, state, mask, reset, length)
     *batch_shape, length = leading
     for flags, name in ((mask, "mask"), (reset, "reset")):
@@ -125,9 +121,9 @@ def _check_tree(layer, xs) -> None:
     if xs is None:
         raise ValueError(f"{_needs(layer)}, but got None; a layer without inputs declares input_rank = None.")
     if isinstance(layer.input_rank, tuple) and hasattr(xs, "shape"):
-        count = len(layer.input_rank)
+        count, names = len(layer.input_rank), f"({', '.join(layer.input_names)}), " if layer.input_names else ""
         raise ValueError(
-            f"{layer} reads {count} inputs at each step, of ranks {layer.input_rank}, but got one array "
+            f"{layer} reads {count} inputs at each step, {names}of ranks {layer.input_rank}, but got one array "
             f"{errors.shape_of(xs)}: give a tuple of {count} arrays [*batch, time, *features]."
         )
     raise ValueError(
@@ -136,19 +132,27 @@ def _check_tree(layer, xs) -> None:
     )
 
 
+def _check_array(layer, params, x) -> None:
+    """Raises unless the one array that the layer reads has the dtype and the features of its inputs."""
+    dtype = errors.float_dtype(params)
+    if dtype is not None:
+        errors.check_dtype(layer, x, dtype)
+    if layer.input_rank == 1 and isinstance(size := getattr(layer, "input_size", None), int):
+        errors.check_features(layer, x, size)
+    if layer.input_rank == 0:
+        errors.check_tokens(layer, x)
+    elif layer.input_rank == 1 and jnp.issubdtype(x.dtype, jnp.integer) and dtype is not None:
+        raise TypeError(
+            f"{layer} reads vectors, but got {errors.shape_of(x)}: a cell that reads tokens declares "
+            "input_rank = 0, and integers that are features are cast with .astype(float)."
+        )
+
+
 def _leading_axes(layer, params, xs, state, mask, reset, length) -> tuple[int, ...]:
     """The shape [*batch, time], from the inputs or, without any, from the masks, or the state and `length`."""
     if length is not None and length < 0:
         raise ValueError(f"{layer} got length={length}; it needs 0 or more steps.")
     ranks = jax.tree.leaves(layer.input_rank)
-    for x, rank in zip(jax.tree.leaves(xs), ranks, strict=True):
-        if rank == 0:
-            errors.check_tokens(layer, x)
-        elif rank == 1 and jnp.issubdtype(x.dtype, jnp.integer) and errors.float_dtype(params) is not None:
-            raise TypeError(
-                f"{layer} reads vectors, but got {errors.shape_of(x)}: a cell that reads tokens declares "
-                "input_rank = 0, and integers that are features are cast with .astype(float)."
-            )
     found = {x.shape[: max(x.ndim - rank, 0)] for x, rank in zip(jax.tree.leaves(xs), ranks, strict=True)}
     if () in found:
         raise ValueError(f"{_needs(layer)}, but got {errors.shape_of(xs)}.")

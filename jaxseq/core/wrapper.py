@@ -59,6 +59,10 @@ class Wrapper(Cell):
         return self.cell.input_rank
 
     @property
+    def input_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cell.input_names
+
+    @property
     def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.cell.keeps_size
 

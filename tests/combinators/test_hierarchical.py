@@ -53,6 +53,18 @@ def test_errors_of_a_hierarchy():
         js.Hierarchical((LETTERS, SENTENCES))
     with pytest.raises(TypeError, match="known output_size"):
         js.Hierarchical((js.Map("tanh"), js.Map("tanh")))
+    cell = js.Hierarchical((LETTERS, WORDS, SENTENCES))
+    params = cell.init(jax.random.key(0))
+    with pytest.raises(TypeError, match=r"to 2 at the ends .* integers \(flags are for two cells\); got bool\[\]"):
+        cell.unroll(params, (jnp.asarray(XS), jnp.array(ENDS) > 0))
+    with pytest.raises(TypeError, match=r"integers: cast them with .astype\(int\); got float64\[\]"):
+        cell.unroll(params, (jnp.asarray(XS), jnp.array(ENDS, float)))
+    with pytest.raises(ValueError, match=r"reads 2 inputs at each step, \(x, boundary\), of ranks \(1, 0\), but"):
+        cell.unroll(params, jnp.asarray(XS))
+
+
+def test_two_cells_read_flags():
     cell = js.Hierarchical((LETTERS, WORDS))
-    with pytest.raises(TypeError, match="integers, but got bool"):
-        cell.unroll(cell.init(jax.random.key(0)), (jnp.asarray(XS), jnp.array(ENDS) > 0))
+    params, ends = cell.init(jax.random.key(0)), jnp.minimum(jnp.array(ENDS), 1)
+    flags, numbers = (cell.unroll(params, (jnp.asarray(XS), given)) for given in (ends > 0, ends))
+    jax.tree.map(np.testing.assert_array_equal, flags, numbers)

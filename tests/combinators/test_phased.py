@@ -79,6 +79,54 @@ def test_gradients_are_finite_at_every_edge():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+def phases(params, times):
+    """Of each unit at each time, in float64, of the very numbers that the params hold."""
+    period = np.asarray(jnp.exp(params.log_period.astype(jnp.float32)), np.float64)
+    return (np.asarray(times, np.float64) - np.asarray(params.shift, np.float64)) % period / period
+
+
+FAR = 2**30 + np.arange(50)[:, None]  # float32 holds one in 64 of such numbers
+
+
+@pytest.mark.parametrize(
+    "times",
+    [FAR.astype(np.int32), -FAR.astype(np.int32), FAR.astype(np.uint32), (FAR % 97).astype(np.int8), FAR * 0.5, FAR],
+    ids=["int32", "before 0", "uint32", "int8", "float64", "int64"],
+)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_times_of_another_dtype_lose_nothing(dtype, times):
+    cell = js.Phased(js.LSTM(INPUT, HIDDEN), leak=1.0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_params(cell))
+    params = params._replace(open_logit=jnp.full(HIDDEN, -jnp.inf, dtype))  # never open: the gate is the phase
+    expected = phases(params, times)
+    if times.dtype.itemsize == 8:
+        period = np.exp(np.asarray(params.log_period, np.float64))
+        expected = (times - np.asarray(params.shift, np.float64)) % period / period
+    distance = np.abs(np.asarray(cell.gate(params, times), np.float64) - expected)
+    assert np.minimum(distance, 1 - distance).max() < 3e-5
+    state, ys = cell.unroll(params, (jnp.ones((50, INPUT), dtype), jnp.asarray(times)))
+    assert ys.dtype == state.cell.dtype == dtype and np.isfinite(ys.astype(np.float32)).all()
+
+
+def test_times_pass_other_layers_in_their_dtype():
+    phased = js.Phased(js.GRU(INPUT, HIDDEN))
+    cell = js.Stack((js.Parallel((js.Dense(3, INPUT), js.Map("identity"))), phased))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), cell.init(jax.random.key(0)))
+    xs, times = jnp.ones((50, 3), jnp.bfloat16), jnp.array(FAR, jnp.int32)
+    (_, state), ys = cell.unroll(params, (xs, times))
+    features = js.Dense(3, INPUT).unroll(params[0][0], xs)[1]
+    expected_state, expected = phased.unroll(params[1], (features, times))
+    np.testing.assert_array_equal(ys, expected)
+    np.testing.assert_array_equal(state.hidden, expected_state.hidden)
+
+
+@pytest.mark.parametrize("dtype", [bool, complex])
+def test_times_that_are_no_real_numbers_are_refused(dtype):
+    cell = js.Phased(js.LSTM(INPUT, HIDDEN))
+    with pytest.raises(TypeError, match=r"reads times, integers or floating numbers, got (bool|complex128)\[1\]"):
+        cell.unroll(cell.init(jax.random.key(0)), (jnp.ones((4, INPUT)), jnp.ones((4, 1), dtype)))
+
+
 def test_rhythms_start_in_their_ranges():
     params = js.Phased(js.LSTM(2, 500), max_period=50).init(jax.random.key(0))
     period = np.exp(params.log_period)

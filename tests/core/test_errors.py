@@ -139,7 +139,13 @@ INPUTS = {
         ValueError,
         "Pair() reads 2 inputs at each step, of ranks (1, 0), but got one array float32[7,3]: give a tuple of 2 arrays",
     ),
-    "an array without the times": (js.Phased(LSTM), floats(7, 64), ValueError, "of ranks (1, 1), but got one array"),
+    "an array without the times": (
+        js.Stack((js.Clip(js.Phased(LSTM), 1.0),)),
+        floats(7, 64),
+        ValueError,
+        "reads 2 inputs at each step, (x, time), of ranks (1, 1), but got one array",
+    ),
+    "an array without the outputs": (js.Jordan(2, 3, 4), floats(7, 2), ValueError, "(x, output), of ranks (1, 1), but"),
     "tree": (Pair(), [floats(7, 3)], ValueError, "features of rank (1, 0), but got [float32[7,3]]: another tree"),
     "axes": (Pair(), (floats(2, 7, 3), tokens(2, 6)), ValueError, "[*batch, time] axes differ: [(2, 6), (2, 7)]"),
     "tokens for vectors": (
