@@ -252,6 +252,9 @@ def test_plots_draw_what_diagnostics_give():
     lines = js.plots.jacobian_singular_values(values).axes[1].lines
     np.testing.assert_allclose(lines[0].get_ydata(), values.product[:, 0])
     assert len(lines) == 7  # six units, and the line at 1
+    exponents = diagnostics.lyapunov_exponents(cell, params, xs)
+    figure = js.plots.lyapunov_exponents({"LSTM": exponents})
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), np.mean(exponents, axis=0), rtol=1e-6)
     starts = jax.tree.map(lambda leaf: leaf[0], js.States(cell).unroll(params, xs)[1][0])
     found = diagnostics.fixed_points(cell, params, jnp.zeros(2), starts)
     states = js.States(cell).unroll(params, xs)[1][0]

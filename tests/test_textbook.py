@@ -95,11 +95,8 @@ def test_clipping_cures_exploding(clip):
         return ((state.hidden.sum(axis=-1, keepdims=True) - first) ** 2).mean()
 
     after, _ = fit_seeds(init, loss, loss, optimizer, steps=1000)
-    if clip:
-        assert all(loss(init(key), key) > 1e6 for key in SEEDS)
-        assert (after < 1e-4).all(), after
-    else:
-        assert np.isnan(after).all()
+    assert all(1e6 < loss(init(key), key) < np.inf for key in SEEDS)
+    assert (after < 1e-4).all() if clip else np.isnan(after).all(), after
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -220,7 +217,7 @@ def test_eight_uniform_layers_lose_the_first_layers_gradient_and_a_shortcut_rest
         return float(first / last)
 
     plain, shortcut = (np.median([share(wrap, seed) for seed in SEEDS]) for wrap in (lambda cell: cell, js.Residual))
-    assert plain < 0.05 and shortcut > 1, (plain, shortcut)
+    assert plain < 0.05 and 1 < shortcut < 100, (plain, shortcut)
 
 
 # Output feedback: sections 10.2.1 and 10.2.3
