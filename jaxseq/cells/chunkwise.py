@@ -25,8 +25,7 @@ class Terms(NamedTuple):
 def chunkwise(terms: Terms, memory: Array, reset: Array | None, size: int) -> tuple[Array, Array]:
     """The last memory and the readings of all steps, `[time, *batch, head, value]`, by chunks of `size` steps.
 
-    Within a chunk u solves a triangular system whose right side is linear in the memory S at its start, u = u₀ - W S;
-    all of this but S is computed for all chunks at once, and the loop over chunks has a few products.
+    The gradient saves the terms and the memory at each chunk's start, and computes what is in between again.
     """
     length = terms.query.shape[0]
     count = -(-length // size)
@@ -35,11 +34,25 @@ def chunkwise(terms: Terms, memory: Array, reset: Array | None, size: int) -> tu
         array = jnp.pad(array, [(0, count * size - length)] + [(0, 0)] * (array.ndim - 1))
         return array.reshape(count, size, *array.shape[1:])
 
-    query, key, value, log_decay, strength = jax.tree.map(lambda array: jnp.moveaxis(chunks(array), 1, -2), terms)
+    body = jax.checkpoint(_chunk, prevent_cse=False)  # a loop needs no barriers
+    inputs = jax.tree.map(chunks, (terms, reset))
+    memory, readings = scan_from_fresh(lax.scan, body, memory, inputs, count, reverse=False)
+    return memory, readings.reshape(count * size, *readings.shape[2:])[:length]
+
+
+def _chunk(memory: Array, inputs: tuple[Terms, Array | None]) -> tuple[Array, Array]:
+    """All steps of a chunk at once, from the memory S at its start.
+
+    With the delta rule what is written solves (I + L) u = β (v - what k reads of S), where L, below the diagonal, has
+    what k reads of the steps before, times β.
+    """
+    terms, reset = inputs
+    query, key, value, log_decay, strength = jax.tree.map(lambda array: jnp.moveaxis(array, 0, -2), terms)
+    size = query.shape[-2]
     visible = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (*query.shape[:-1], size))
     since_start = since_end = jnp.ones((*query.shape[:-1], 1), bool)  # in one segment with the chunk's start, or end
     if reset is not None:
-        segment = jnp.moveaxis(jnp.cumsum(chunks(reset), axis=1), 1, -1)[..., None, :, None]
+        segment = jnp.moveaxis(jnp.cumsum(reset, axis=0), 0, -1)[..., None, :, None]
         segment = jnp.broadcast_to(segment, since_start.shape)
         visible = visible & (segment == segment.mT)
         since_start, since_end = segment == 0, segment == segment[..., -1:, :]
@@ -49,31 +62,17 @@ def chunkwise(terms: Terms, memory: Array, reset: Array | None, size: int) -> tu
     from_start = jnp.where(since_start, jnp.exp(decay), 0.0)
     to_end = jnp.where(since_end, jnp.exp(decay[..., -1:, :] - decay), 0.0)
 
-    written, erased = value, None
+    finite = jnp.isfinite(memory).all((-2, -1), keepdims=True)
+    given = jnp.where(finite, memory, 0.0)  # 0 * NaN would go past the resets of the chunk
     if strength is not None:
         inverse = _unit_triangular_inverse(strength * scores(key, key))
-        written, erased = inverse @ (strength * value), inverse @ (strength * key * from_start)
-    inputs = (written, erased, query * from_start, scores(query, key), (key * to_end).mT, from_start[..., -1, :, None])
-
-    def step(memory, inputs):
-        written, erased, query, weights, key, kept = inputs
-        if erased is not None:
-            written = written - erased @ memory
-        return kept * memory + key @ written, query @ memory + weights @ written
-
-    def contained(memory, inputs):
-        """A memory that is not finite is read as zeros: 0 * NaN would go past the resets of the chunk."""
-        *inputs, seen = inputs
-        finite = jnp.isfinite(memory).all((-2, -1), keepdims=True)
-        after, readings = step(jnp.where(finite, memory, 0.0), inputs)
-        lost = seen & ~finite
-        shown = ~lost & jnp.isfinite(readings).all(-1, keepdims=True)  # elsewhere the gradient stops
-        return jnp.where(lost[..., -1:, :], memory, after), jnp.where(shown, readings, jnp.nan)
-
-    body, inputs = (step, inputs) if reset is None else (contained, (*inputs, since_start))
-    memory, readings = scan_from_fresh(lax.scan, body, memory, inputs, count, reverse=False)
-    readings = jnp.moveaxis(readings, -2, 1)
-    return memory, readings.reshape(count * size, *readings.shape[2:])[:length]
+        value = inverse @ (strength * (value - (key * from_start) @ given))
+    after = from_start[..., -1, :, None] * given + (key * to_end).mT @ value
+    readings = (query * from_start) @ given + scores(query, key) @ value
+    lost = since_start & ~finite
+    shown = ~lost & jnp.isfinite(readings).all(-1, keepdims=True)  # elsewhere the gradient stops
+    after = jnp.where(lost[..., -1:, :], memory, after)
+    return after, jnp.moveaxis(jnp.where(shown, readings, jnp.nan), -2, 0)
 
 
 def _scores(decay: Array, visible: Array, queries: Array, keys: Array) -> Array:

@@ -37,6 +37,9 @@ class LinearAttention(Cell):
     u is the value v or, with the delta rule, β (v - (diag(α) S)ᵀ k). A subclass gives `init`, `axes`, `terms` and
     `gate`. `unroll` takes chunks of `chunk_size` steps, within which all is matrix products; decays stay logarithms
     relative to a step of the chunk, none of them above 0. Numbers are computed in float32 at least.
+
+    The gradient of `unroll` saves arrays `[time, head, key]` and `[time, head, value]` and the memories at the starts
+    of the chunks, `[time / chunk_size, head, key, value]`; products within a chunk are computed again.
     """
 
     keeps_size: ClassVar[bool] = True

@@ -123,8 +123,9 @@ class MLSTM(Recurrent):
 
     The units are split into `heads` of d = hidden / heads, each with its own memory `[d, d]`. m only keeps the
     exponentials in range; everything starts at 0, and the biases of f between 3 and 6, increasing over the heads.
-    `chunk_size` steps are computed at once, by products `[chunk_size, chunk_size]`; 16 is best on a CPU. The block
-    around the cell, with its norms, convolution and projections, is not part of it.
+    `chunk_size` steps are computed at once, by products `[chunk_size, chunk_size]`, which the gradient computes again
+    from the state at the start of the chunk; 16 is best on a CPU. The block around the cell, with its norms,
+    convolution and projections, is not part of it.
 
     M. Beck et al., xLSTM: extended long short-term memory, NeurIPS 2024 (its forget gate may be exponential too).
 
@@ -220,6 +221,7 @@ class MLSTM(Recurrent):
         step = _chunk
         for _ in heads:
             step = jax.vmap(step)
+        step = jax.checkpoint(step, prevent_cse=False)  # a loop needs no barriers
         wide = jax.tree.map(widen, state)
         wide, (value, norm, stabilizer) = scan_from_fresh(lax.scan, step, wide, inputs, count, False)
         ys = self._output(o, whole(value, -2), whole(norm, -1), whole(stabilizer, -1)).astype(xs.dtype)

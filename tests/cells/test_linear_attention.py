@@ -1,8 +1,10 @@
 """Gated linear attention and the gated delta rule against transcriptions of their papers, and chunks against steps."""
 
 import functools
+import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -96,6 +98,35 @@ def test_chunks_of_any_size_are_the_steps(layer, size):
 
     for ours, expected in zip(jax.tree.leaves(of(cell)), jax.tree.leaves(of(js.Plain(cell))), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes", "largest"),  # for each step: what is projected to the rank of the decays, the values, q k v o
+    [
+        (js.GatedLinearAttention, (INPUT, KEY, VALUE), 16),
+        (js.GatedDeltaNet, (INPUT, KEY, VALUE), HEADS * VALUE),
+        (js.MLSTM, (INPUT, HEADS * KEY), 4 * HEADS * KEY),
+    ],
+)
+def test_the_gradient_saves_nothing_of_each_pair_of_steps(layer, sizes, largest):
+    """Its arrays are as large as inputs are or, within one chunk, smaller."""
+    cell = layer(*sizes, heads=HEADS, chunk_size=32)
+    time = 64 * cell.chunk_size
+    flags = jnp.zeros(time, bool)
+
+    def loss(params, xs):
+        return cell.unroll(params, xs, mask=flags, reset=flags)[1].sum()
+
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, jnp.zeros((time, INPUT)))
+    assert max(map(math.prod, shapes(jaxpr.jaxpr))) == time * largest
+
+
+def shapes(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (var.aval.shape for var in equation.outvars)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from shapes(inner)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 64])
