@@ -186,7 +186,8 @@ class _Problem:
 def _solve(problem: _Problem, operands: Any) -> tuple[Array, NewtonInfo]:
     """The states of all steps."""
     start, solver = operands[-1], problem.solver
-    guess = jnp.broadcast_to(start, (problem.run.length, *start.shape))
+    likely = jnp.where(jnp.isfinite(start), start, 0)  # a reset may discard what is not finite
+    guess = jnp.broadcast_to(likely, (problem.run.length, *start.shape))
     tolerance = problem.tolerance(start.dtype)
 
     def solved(states, difference):

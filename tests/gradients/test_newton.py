@@ -109,6 +109,16 @@ def test_no_batch_length_0_and_float32():
     assert ys.shape == (0, 3) and not state.hidden.any() and info.converged
 
 
+def test_a_reset_discards_a_state_that_is_not_finite():
+    cell = js.Elman(2, 3)
+    (params, xs, state), _ = problem(cell)
+    reset = jnp.zeros((ROWS, TIME), bool).at[:, 0].set(True)
+    state = state._replace(hidden=state.hidden.at[1].set(jnp.nan))
+    _, ys, info = newton_unroll(cell, params, xs, state, reset=reset, method="quasi")
+    assert info.converged and info.iterations <= TIME
+    np.testing.assert_allclose(ys, cell.unroll(params, xs)[1], atol=1e-9)
+
+
 @pytest.mark.slow
 def test_second_derivatives():
     cell = js.Elman(1, 2)
