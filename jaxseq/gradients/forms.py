@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -90,11 +89,6 @@ def _form(cell: Cell, tree: Any, kinds: tuple, batch_shape: tuple[int, ...], met
     if not diagonal:
         return dense._replace(reach=tuple("none" if each == "none" else "all" for each in reach))
     return Form(batch_shape, size, reach, by_products)  # pyright: ignore[reportArgumentType]
-
-
-def _states_of(cell: Cell, batch_shape: tuple[int, ...]) -> Callable[..., Any]:
-    """The state that a cell starts with, and that after a step."""
-    return lambda params, *arguments: (cell.initial_state(params, batch_shape), cell.step(params, *arguments)[0])
 
 
 def _reach(dependence: Dependence, last: int) -> Reach:

@@ -172,6 +172,8 @@ def _rule(equation: Any, operands: Sequence[Any], size: int, own: dict[int, Own]
         along = isinstance(joined, Units) and joined.axis == parameters["dimension"]
         whole = all(atom.aval.shape[parameters["dimension"]] % size == 0 for atom in equation.invars)
         return [joined] if whole or not along else everything
+    if any(operand is not None for operand in operands[1:]):  # what is written, looked up or branches
+        return everything
     moved = _moved(equation, operands[0], size)
     return everything if moved is None else [operands[0]._replace(axis=moved)] * len(everything)
 

@@ -1,6 +1,8 @@
 """Gradients forward in time are those of back-propagation, or of the published approximation."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +88,65 @@ def test_diagonal_recurrences_are_exact_and_cheap(name):
     for leaf, influence, reach in zip(jax.tree.leaves(params), carry.influence, DIAGONAL[name], strict=True):
         units = {"unit": arrays, "all": carry.state[1].hidden.shape[-1] if name == "between" else None, "none": 0}
         assert influence is None if reach == "none" else influence.shape == (ROWS, units[reach], *leaf.shape)
+
+
+class Mixing(js.Cell):
+    """h' = tanh(a mix(h) + x W), where `mix` is any function of the state."""
+
+    input_size: int
+    size: int
+    _: dataclasses.KW_ONLY
+    mix: Callable[[jax.Array], jax.Array]
+
+    def init(self, key):
+        return jnp.linspace(0.5, 0.9, self.size), jax.random.normal(key, (self.input_size, self.size))
+
+    def initial_state(self, params, batch_shape=()):
+        return jnp.zeros((*batch_shape, self.size))
+
+    def step(self, params, state, x, key=None):
+        state = jnp.tanh(params[0] * self.mix(state) + jnp.dot(x, params[1]))
+        return state, state
+
+
+def written(h):
+    return jnp.zeros((*h.shape[:-1], 4)).at[..., 1:].set(h)[..., :3]
+
+
+def placed(h):
+    return jax.lax.dynamic_update_slice(jnp.zeros((*h.shape[:-1], 4)), h, (0,) * (h.ndim - 1) + (1,))[..., :3]
+
+
+def looked_up(h):
+    places = jnp.clip(jnp.floor(3 * h[..., ::-1]).astype(int) + 1, 0, 2)
+    return jnp.linspace(-0.5, 0.9, 3)[places] + jnp.take_along_axis(h, places, axis=-1)
+
+
+def chosen(h):
+    return jax.lax.cond(h.sum() > 0.1, lambda h: h[..., ::-1], jnp.sin, h)
+
+
+def looped(h):
+    return jax.lax.fori_loop(0, 2, lambda i, total: total + jnp.roll(h, i, axis=-1), jnp.zeros_like(h))
+
+
+def sorted_by(h):
+    places = jnp.broadcast_to(jnp.array([2.0, 0.0, 1.0]), h.shape)
+    return jax.lax.sort((places, h), num_keys=1)[1]
+
+
+MIXING = [written, placed, looked_up, chosen, looped, sorted_by]
+
+
+@pytest.mark.parametrize("mix", MIXING, ids=lambda mix: mix.__name__)
+def test_whatever_mixes_units_is_dense(mix):
+    cell = Mixing(2, 3, mix=mix)
+    params, xs, targets, _ = problem(cell)
+    xs, targets = xs[:, :3], targets[:, :3]
+    carry, *found = jax.jit(lambda params: online.gradient(cell, params, xs, loss, targets))(params)
+    expected = jax.jit(lambda params: backward(cell, params, xs, targets, jnp.ones((ROWS, 3), bool)))(params)
+    assert_close(tuple(found), expected)
+    assert carry.influence[0].shape == (ROWS, 3, 3)
 
 
 @pytest.mark.slow
