@@ -11,7 +11,8 @@ import pytest
 
 import jaxseq as js
 from tests.cells.test_flax_and_haiku import linen
-from tests.cells.test_torch import close, gated
+from tests.cells.test_torch import gated
+from tests.numbers import close, random_params
 from tests.peers import peer
 
 BATCH, TIME, INPUT, HIDDEN = 3, 6, 4, 5
@@ -63,7 +64,7 @@ def test_a_stack_equals_torch(lengths):
 
 def test_equals_flax():
     layer = js.Bidirectional(js.LSTM(INPUT, HIDDEN), js.GRU(INPUT, HIDDEN))
-    params = random_params(layer)
+    params = random_params(RNG, layer)
     xs = RNG.normal(size=(BATCH, TIME, INPUT)).astype(np.float32)
     lengths = np.array([4, 6, 1])
     module = nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell(HIDDEN)), nn.RNN(nn.GRUCell(HIDDEN)))
@@ -72,11 +73,6 @@ def test_equals_flax():
     mask = np.arange(TIME) < lengths[:, None]
     _, ys = layer.unroll(params, xs, mask=mask)
     close(ys, np.where(mask[..., None], theirs, 0))
-
-
-def random_params(layer):
-    shapes = jax.eval_shape(layer.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
 def segments(reset):
@@ -89,7 +85,7 @@ def test_packed_is_separate(reverse):
     """A row with resets equals its segments apart, both ways, in outputs and, for the last one, in the state."""
     pair = js.Bidirectional(js.LSTM(INPUT, HIDDEN), js.GRU(INPUT, 2))
     layer = js.Sequential((pair, js.Bidirectional(js.Elman(7, 3), js.GRU(7, 3), merge="sum")))
-    params = random_params(layer)
+    params = random_params(RNG, layer)
     xs = RNG.normal(size=(TIME, INPUT)).astype(np.float32)
     mask = np.array([1, 1, 0, 0, 1, 1], bool)
     reset = np.array([1, 0, 1, 0, 1, 0], bool)  # the second segment is all masked
@@ -121,7 +117,7 @@ def test_packed_is_separate(reverse):
 def test_merges(merge, function):
     readers = js.Elman(INPUT, HIDDEN), js.GRU(INPUT, HIDDEN)
     layer = js.Bidirectional(*readers, merge=merge)
-    params = random_params(layer)
+    params = random_params(RNG, layer)
     xs = RNG.normal(size=(BATCH, TIME, INPUT)).astype(np.float32)
     _, forward = readers[0].unroll(params.forward, xs)
     _, backward = readers[1].unroll(params.backward, xs[:, ::-1])

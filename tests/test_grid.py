@@ -8,6 +8,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit
 
 import jaxseq as js
 from tests.test_laws import assert_same
@@ -23,10 +24,6 @@ pytestmark = pytest.mark.usefixtures("float64")
 def random(layer):
     shapes = jax.eval_shape(layer.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), shapes)
-
-
-def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
 
 
 def by_places(cell, params, image, top, keep):
@@ -48,10 +45,10 @@ def by_places(cell, params, image, top, keep):
                 )
             )
             if isinstance(cell, js.Elman2D):
-                states[i, j] = (np.tanh(z[0]) if cell.activation == "tanh" else sigmoid(z[0]),) * 2
+                states[i, j] = (np.tanh(z[0]) if cell.activation == "tanh" else expit(z[0]),) * 2
             else:
-                c = sigmoid(z[1]) * c_a + sigmoid(z[2]) * c_l + sigmoid(z[0]) * np.tanh(z[3])
-                states[i, j] = sigmoid(z[4]) * np.tanh(c), c
+                c = expit(z[1]) * c_a + expit(z[2]) * c_l + expit(z[0]) * np.tanh(z[3])
+                states[i, j] = expit(z[4]) * np.tanh(c), c
     return states
 
 

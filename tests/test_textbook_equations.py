@@ -10,6 +10,7 @@ import pytest
 
 import jaxseq as js
 from jaxseq import losses
+from tests import numbers
 
 TIME, INPUT, HIDDEN, CLASSES = 5, 3, 4, 6
 
@@ -20,12 +21,11 @@ def random(*shape, seed=0):
     return np.random.default_rng((seed, *shape)).normal(size=shape)
 
 
-def close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max()), ours, theirs)
+close = functools.partial(numbers.close, tolerance=1e-10)
 
 
 def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
+    return 1 / (1 + np.exp(-z))  # of complex numbers as well, for complex steps
 
 
 # The simple recurrent network: Goodfellow, Bengio and Courville, Deep Learning, 2016, section 10.2.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxseq as js
-from tests.cells.test_torch import close
+from tests.numbers import close
 from tests.peers import peer
 
 BATCH, TIME, HIDDEN = 2, 4, 3

@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 
 import jaxseq as js
+from tests.numbers import random_params
 
 BATCH, TIME = 2, 5
 CELL = js.Jordan(2, 4, 3, output_activation="softmax")
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def random_like(tree, key):
-    """The tree with normal numbers for its arrays."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten([jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def softmax(z):
@@ -26,7 +20,7 @@ def softmax(z):
 
 def test_jordan_is_its_equations():
     """Figure 10.4: a(t) = b + W o(t-1) + U x(t), h = tanh(a), o = c + V h, and a softmax that is fed back."""
-    params = random_like(CELL.init(jax.random.key(0)), jax.random.key(1))
+    params = random_params(np.random.default_rng(1), CELL)
     U, W, V = (np.asarray(k) for k in (params.input_kernel[:, 0], params.recurrent_kernel[:, 0], params.output_kernel))
     b, c = np.asarray(params.bias[0]), np.asarray(params.output_bias)
     xs = np.random.default_rng(0).normal(size=(BATCH, TIME, 2))
@@ -62,7 +56,7 @@ def test_given_outputs_are_read_without_a_loop_over_time():
 def test_hidden_and_output_recurrence_over_given_inputs():
     """h(t) = tanh(b + W h(t-1) + R o(t-1) + U x(t)), o(t) = c + V h(t)."""
     cell = js.Feedback(js.Stack((js.Concatenate((2, 3)), js.Elman(5, 4), js.Dense(4, 3))))
-    params = random_like(cell.init(jax.random.key(0)), jax.random.key(1))
+    params = random_params(np.random.default_rng(1), cell)
     kernel, W, b = (np.asarray(leaf) for leaf in params[1])
     U, R = kernel[:2, 0], kernel[2:, 0]
     V, c = (np.asarray(leaf) for leaf in params[2])

@@ -1,24 +1,19 @@
 """Cells against flax and haiku: outputs and final states with the same weights, named as each library does."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import jaxseq as js
+from tests.numbers import close, random_params
 from tests.peers import peer
 
 BATCH, TIME, INPUT, HIDDEN = 2, 5, 3, 4
 RNG = np.random.default_rng(0)
 XS = RNG.normal(size=(BATCH, TIME, INPUT)).astype(np.float32)
 HIDDEN_START, CELL_START = RNG.normal(size=(2, BATCH, HIDDEN)).astype(np.float32)
-
-
-def random_params(cell):
-    shapes = jax.eval_shape(cell.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
 def linen(cell, params):
@@ -57,7 +52,7 @@ def by_nnx(cell, params):
 @pytest.mark.parametrize("peer_unrolls", [by_linen, by_nnx])
 @pytest.mark.parametrize("cell", [js.Elman(INPUT, HIDDEN), js.LSTM(INPUT, HIDDEN), js.GRU(INPUT, HIDDEN)], ids=repr)
 def test_equals_flax(cell, peer_unrolls):
-    params = random_params(cell)
+    params = random_params(RNG, cell)
     if peer_unrolls is by_nnx and isinstance(cell, js.GRU):  # nnx has no bias in the recurrent product
         params = params._replace(recurrent_bias=np.zeros_like(params.recurrent_bias))
     carry, theirs = peer_unrolls(cell, params)
@@ -75,7 +70,7 @@ def test_equals_flax(cell, peer_unrolls):
 def test_reset_before_the_product_equals_haiku():
     hk = peer("haiku")
     cell = js.GRUv1(INPUT, HIDDEN)
-    params = random_params(cell)
+    params = random_params(RNG, cell)
 
     def theirs(blocks):
         """haiku's gates are z, r, a with h' = (1 - z) h + z a."""
@@ -86,7 +81,3 @@ def test_reset_before_the_product_equals_haiku():
     unroll = hk.transform(lambda xs, state: hk.dynamic_unroll(hk.GRU(HIDDEN), xs, state))
     ys, last = unroll.apply({"gru": weights}, None, XS.swapaxes(0, 1), HIDDEN_START)
     close(cell.unroll(params, XS, js.GRUState(HIDDEN_START)), (js.GRUState(last), ys.swapaxes(0, 1)))
-
-
-def close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), ours, theirs)

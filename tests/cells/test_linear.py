@@ -8,6 +8,7 @@ from scipy import linalg, special
 
 import jaxseq as js
 from jaxseq.cells import diagonal
+from tests.numbers import random_params
 
 BATCH, TIME, INPUT, HIDDEN = 2, 6, 3, 4
 RNG = np.random.default_rng(0)
@@ -15,32 +16,24 @@ RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def random_params(cell):
-    return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), jax.eval_shape(cell.init, jax.random.key(0)))
-
-
-def sigm(a):
-    return 1 / (1 + np.exp(-a))
-
-
 def g(x):
-    return np.where(x >= 0, x + 0.5, sigm(x))
+    return np.where(x >= 0, x + 0.5, special.expit(x))
 
 
 def min_gru(params, h, x):
     """With the sign of the z that the paper prints."""
-    z = sigm(-(x @ params.input_kernel[:, 0] + params.bias[0]))
+    z = special.expit(-(x @ params.input_kernel[:, 0] + params.bias[0]))
     return (1 - z) * h + z * g(x @ params.input_kernel[:, 1] + params.bias[1])
 
 
 def min_lstm(params, h, x):
-    i, f = (sigm(x @ params.input_kernel[:, gate] + params.bias[gate]) for gate in (0, 1))
+    i, f = (special.expit(x @ params.input_kernel[:, gate] + params.bias[gate]) for gate in (0, 1))
     return f / (f + i) * h + i / (f + i) * g(x @ params.input_kernel[:, 2] + params.bias[2])
 
 
 def rg_lru(params, h, x):
-    r, i = (sigm(x @ params.input_kernel[:, gate] + params.bias[gate]) for gate in (0, 1))
-    a = sigm(params.decay) ** (8 * r)
+    r, i = (special.expit(x @ params.input_kernel[:, gate] + params.bias[gate]) for gate in (0, 1))
+    a = special.expit(params.decay) ** (8 * r)
     return a * h + np.sqrt(1 - a**2) * (i * x)
 
 
@@ -49,7 +42,7 @@ CELLS = [(js.MinGRU(INPUT, HIDDEN), min_gru), (js.MinLSTM(INPUT, HIDDEN), min_ls
 
 @pytest.mark.parametrize(("cell", "paper"), CELLS, ids=lambda value: getattr(value, "__name__", ""))
 def test_equals_the_paper(cell, paper):
-    params, xs = random_params(cell), RNG.normal(size=(BATCH, TIME, cell.input_size))
+    params, xs = random_params(RNG, cell), RNG.normal(size=(BATCH, TIME, cell.input_size))
     h = start = RNG.normal(size=(BATCH, HIDDEN))
     state, ys = cell.unroll(params, xs, js.LinearState(start))
     for t in range(TIME):
@@ -61,7 +54,7 @@ def test_equals_the_paper(cell, paper):
 def test_min_gru_in_logarithms():
     """The parallel form of the paper, Heinsen's scan: a cumulative log-sum-exp."""
     cell = js.MinGRU(INPUT, HIDDEN)
-    params, xs, start = random_params(cell), RNG.normal(size=(TIME, INPUT)), RNG.uniform(0.1, 1, size=HIDDEN)
+    params, xs, start = random_params(RNG, cell), RNG.normal(size=(TIME, INPUT)), RNG.uniform(0.1, 1, size=HIDDEN)
     k = -(xs @ params.input_kernel[:, 0] + params.bias[0])
     log_candidate = np.log(g(xs @ params.input_kernel[:, 1] + params.bias[1]))
     log_coefficients = np.concatenate([np.zeros((1, HIDDEN)), np.cumsum(-np.logaddexp(0, k), axis=0)])
@@ -73,7 +66,7 @@ def test_min_gru_in_logarithms():
 
 def test_lru_equals_the_paper():
     cell = js.LRU(INPUT, HIDDEN, r_min=0.5, r_max=0.9, max_phase=1.0)
-    params, xs = random_params(cell), RNG.normal(size=(TIME, INPUT))
+    params, xs = random_params(RNG, cell), RNG.normal(size=(TIME, INPUT))
     start = RNG.normal(size=(2, HIDDEN))
     eigenvalues = np.exp(-np.exp(params.log_decay) + 1j * np.exp(params.log_phase))
     inputs = np.exp(params.log_scale)[:, None] * (params.input_kernel[:, 0] + 1j * params.input_kernel[:, 1]).T
@@ -99,7 +92,7 @@ def test_lru_starts_on_its_ring():
 
 def test_rg_lru_starts_with_slow_decays():
     params = jax.vmap(js.RGLRU(100).init)(jax.random.split(jax.random.key(0), 200))
-    decay = sigm(np.asarray(params.decay)) ** 8
+    decay = special.expit(np.asarray(params.decay)) ** 8
     assert decay.min() >= 0.9 and decay.max() <= 0.999 and abs(decay.mean() - 0.9495) < 0.001
 
 
@@ -136,7 +129,7 @@ def test_s5_is_a_dense_system_held_over_each_step(blocks):
 def test_s5_with_a_step_of_each_unit():
     """Each conjugate pair as a real block of two, discretised by the exponential of an augmented matrix."""
     cell = js.S5(INPUT, 4)
-    params, xs = random_params(cell), RNG.normal(size=(TIME, INPUT))
+    params, xs = random_params(RNG, cell), RNG.normal(size=(TIME, INPUT))
     rates, steps = (-np.exp(params.log_decay), params.frequency), np.exp(params.log_step)
     expected = xs * params.skip
     for unit in range(2):
@@ -168,7 +161,7 @@ def test_slow_decays_survive_bfloat16():
     params = params._replace(decay=jnp.full(2, 8.0, jnp.bfloat16))  # decays of about 0.9987 a step
     state = js.LinearState(jnp.ones(2, jnp.bfloat16))
     state, _ = cell.unroll(params, jnp.zeros((1000, 2), jnp.bfloat16), state)
-    expected = sigm(8.0) ** (8 * 0.5 * 1000)
+    expected = special.expit(8.0) ** (8 * 0.5 * 1000)
     np.testing.assert_allclose(state.hidden.astype(np.float64), expected, rtol=0.01)
 
 

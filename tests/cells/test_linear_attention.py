@@ -8,9 +8,11 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit
 
 import jaxseq as js
 from jaxseq.cells import chunkwise
+from tests.numbers import random_params
 
 BATCH, TIME, INPUT, KEY, VALUE, HEADS = 2, 11, 3, 4, 5, 2
 RNG = np.random.default_rng(0)
@@ -19,16 +21,8 @@ LAYERS = [js.GatedLinearAttention, js.GatedDeltaNet]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def random_params(cell):
-    return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), jax.eval_shape(cell.init, jax.random.key(0)))
-
-
-def sigm(a):
-    return 1 / (1 + np.exp(-a))
-
-
 def swish(a):
-    return a * sigm(a)
+    return a * expit(a)
 
 
 def gla(p, memories, x):
@@ -36,7 +30,7 @@ def gla(p, memories, x):
     heads, after = [], []
     for h, memory in enumerate(memories):
         q, k, v = x @ p.query_kernel[:, h] / 2, x @ p.key_kernel[:, h], x @ p.value_kernel[:, h]
-        alpha = sigm(x @ p.decay_down @ p.decay_up[:, h] + p.decay_bias[h]) ** (1 / 16)
+        alpha = expit(x @ p.decay_down @ p.decay_up[:, h] + p.decay_bias[h]) ** (1 / 16)
         memory = np.diag(alpha) @ memory + np.outer(k, v)
         o = memory.T @ q
         heads.append((o - o.mean()) / np.sqrt(o.var() + 1e-5) * p.norm_scale[h])
@@ -52,7 +46,7 @@ def delta(p, memories, x):
         q, k, v = (swish(x @ kernel[:, h]) for kernel in (p.query_kernel, p.key_kernel, p.value_kernel))
         q, k = (row / np.sqrt(row @ row + 1e-6) for row in (q, k))
         alpha = np.exp(-np.exp(p.log_rate[h]) * np.log1p(np.exp(x @ p.step_kernel[:, h] + p.step_bias[h])))
-        beta = sigm(x @ p.strength_kernel[:, h])
+        beta = expit(x @ p.strength_kernel[:, h])
         paper = memory.T @ (alpha * (np.eye(KEY) - beta * np.outer(k, k))) + beta * np.outer(v, k)
         o = paper @ (q / 2)
         o = o / np.sqrt(np.mean(o**2) + 1e-5) * p.norm_scale[h]
@@ -64,7 +58,7 @@ def delta(p, memories, x):
 @pytest.mark.parametrize(("layer", "paper"), list(zip(LAYERS, [gla, delta], strict=True)))
 def test_equals_the_paper(layer, paper):
     cell = layer(INPUT, KEY, VALUE, heads=HEADS, chunk_size=4)
-    params, xs = random_params(cell), RNG.normal(size=(BATCH, TIME, INPUT))
+    params, xs = random_params(RNG, cell), RNG.normal(size=(BATCH, TIME, INPUT))
     start = RNG.normal(size=(BATCH, HEADS, KEY, VALUE))
     state, ys = cell.unroll(params, xs, js.LinearAttentionState(start))
     for row in range(BATCH):
@@ -81,7 +75,7 @@ def test_equals_the_paper(layer, paper):
 def test_chunks_of_any_size_are_the_steps(layer, size):
     """Also with decays that underflow within a chunk, and with resets in it."""
     cell = layer(INPUT, KEY, VALUE, heads=HEADS, chunk_size=size)
-    params, xs = random_params(cell), RNG.normal(size=(BATCH, TIME, INPUT))
+    params, xs = random_params(RNG, cell), RNG.normal(size=(BATCH, TIME, INPUT))
     if layer is js.GatedLinearAttention:
         params = params._replace(decay_bias=np.linspace(-2e4, 2e4, HEADS * KEY).reshape(HEADS, KEY))
     else:

@@ -7,6 +7,7 @@ a letter multiplies the input, `U` with a letter the hidden state, both from the
 import jax
 import numpy as np
 import pytest
+from scipy.special import expit
 
 import jaxseq as js
 
@@ -14,10 +15,6 @@ BATCH, TIME, INPUT, HIDDEN = 2, 6, 3, 4
 RNG = np.random.default_rng(0)
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sigm(a):
-    return 1 / (1 + np.exp(-a))
 
 
 def letters(params, inputs, recurrents, biases):
@@ -29,7 +26,7 @@ def letters(params, inputs, recurrents, biases):
 
 def mgu(params, h, x):
     w = letters(params, "fh", "fh", "fh")
-    f = sigm(w["Wf"] @ x + w["Uf"] @ h + w["bf"])
+    f = expit(w["Wf"] @ x + w["Uf"] @ h + w["bf"])
     candidate = np.tanh(w["Wh"] @ x + w["Uh"] @ (f * h) + w["bh"])
     return (1 - f) * h + f * candidate
 
@@ -38,40 +35,40 @@ def janet(params, h, x):
     w = letters(params, "fc", "fc", "fc")
     s = w["Uf"] @ h + w["Wf"] @ x + w["bf"]
     candidate = np.tanh(w["Uc"] @ h + w["Wc"] @ x + w["bc"])
-    return sigm(s) * h + (1 - sigm(s - 0.75)) * candidate
+    return expit(s) * h + (1 - expit(s - 0.75)) * candidate
 
 
 def ligru(params, h, x):
     w = letters(params, "zh", "zh", "zh")
-    z = sigm(w["Wz"] @ x + w["bz"] + w["Uz"] @ h)
+    z = expit(w["Wz"] @ x + w["bz"] + w["Uz"] @ h)
     return z * h + (1 - z) * np.maximum(w["Wh"] @ x + w["bh"] + w["Uh"] @ h, 0)
 
 
 def ugrnn(params, h, x):
     w = letters(params, "gc", "gc", "gc")
     c = np.tanh(w["Uc"] @ h + w["Wc"] @ x + w["bc"])
-    g = sigm(w["Ug"] @ h + w["Wg"] @ x + w["bg"])
+    g = expit(w["Ug"] @ h + w["Wg"] @ x + w["bg"])
     return g * h + (1 - g) * c
 
 
 def mut1(params, h, x):
     w = letters(params, "rz", "rh", "rzh")
-    z = sigm(w["Wz"] @ x + w["bz"])
-    r = sigm(w["Wr"] @ x + w["Ur"] @ h + w["br"])
+    z = expit(w["Wz"] @ x + w["bz"])
+    r = expit(w["Wr"] @ x + w["Ur"] @ h + w["br"])
     return np.tanh(w["Uh"] @ (r * h) + np.tanh(x) + w["bh"]) * z + h * (1 - z)
 
 
 def mut2(params, h, x):
     w = letters(params, "zh", "rzh", "rzh")
-    z = sigm(w["Wz"] @ x + w["Uz"] @ h + w["bz"])
-    r = sigm(x + w["Ur"] @ h + w["br"])
+    z = expit(w["Wz"] @ x + w["Uz"] @ h + w["bz"])
+    r = expit(x + w["Ur"] @ h + w["br"])
     return np.tanh(w["Uh"] @ (r * h) + w["Wh"] @ x + w["bh"]) * z + h * (1 - z)
 
 
 def mut3(params, h, x):
     w = letters(params, "rzh", "rzh", "rzh")
-    z = sigm(w["Wz"] @ x + w["Uz"] @ np.tanh(h) + w["bz"])
-    r = sigm(w["Wr"] @ x + w["Ur"] @ h + w["br"])
+    z = expit(w["Wz"] @ x + w["Uz"] @ np.tanh(h) + w["bz"])
+    r = expit(w["Wr"] @ x + w["Ur"] @ h + w["br"])
     return np.tanh(w["Uh"] @ (r * h) + w["Wh"] @ x + w["bh"]) * z + h * (1 - z)
 
 
@@ -88,7 +85,7 @@ def antisymmetric(params, h, x):
 def gated_antisymmetric(params, h, x):
     w = letters(params, "zh", "h", "zh")
     matrix = w["Uh"] - w["Uh"].T - 0.3 * np.eye(HIDDEN)
-    z = sigm(matrix @ h + w["Wz"] @ x + w["bz"])
+    z = expit(matrix @ h + w["Wz"] @ x + w["bz"])
     return h + 0.2 * z * np.tanh(matrix @ h + w["Wh"] @ x + w["bh"])
 
 
@@ -107,7 +104,7 @@ def recurrent_highway(params, h, x):
         b_h, b_t = params.bias[2 * layer : 2 * layer + 2]
         first = 1.0 if layer == 0 else 0.0
         candidate = np.tanh(first * (w["WH"] @ x) + r_h @ h + b_h)
-        t = sigm(first * (w["WT"] @ x) + r_t @ h + b_t)
+        t = expit(first * (w["WT"] @ x) + r_t @ h + b_t)
         h = candidate * t + h * (1 - t)
     return h
 

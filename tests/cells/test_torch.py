@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxseq as js
+from tests.numbers import close
 from tests.peers import peer
 
 BATCH, TIME, INPUT, HIDDEN, PROJECTION = 3, 6, 4, 5, 2
@@ -85,10 +86,6 @@ def of_torch(case, depth, lengths, loss):
     grads = torch.autograd.grad(loss(ys, states, torch.tensor), given)
     grads = dict(zip(weights, grads, strict=False)), grads[len(weights)], list(grads[len(weights) + 1 :])
     return jax.tree.map(lambda leaf: leaf.detach().numpy(), ((weights, xs, start), (ys, states), grads))
-
-
-def close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, about its own speed

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit
 
 import jaxseq as js
+from tests.numbers import random_like, random_params
 
 BATCH, TIME, INPUT, HEADS, SIZE = 2, 11, 3, 2, 3
 HIDDEN = HEADS * SIZE
@@ -16,19 +18,11 @@ RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def sigm(a):
-    return 1 / (1 + np.exp(-a))
-
-
-def random_like(tree):
-    return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), tree)
-
-
 def test_slstm_equals_its_paper():
     """Column vectors, with a block-diagonal R for each gate; what is stored is scaled by exp(-m)."""
     cell = js.SLSTM(INPUT, HIDDEN, heads=HEADS)
-    params = random_like(jax.eval_shape(cell.init, jax.random.key(0)))
-    start = random_like(cell.initial_state(params, (BATCH,)))
+    params = random_params(RNG, cell)
+    start = random_like(RNG, cell.initial_state(params, (BATCH,)))
     start = start._replace(normalizer=np.abs(start.normalizer))
     xs = RNG.normal(size=(BATCH, TIME, INPUT))
     last, ys = cell.unroll(params, xs, start)
@@ -44,9 +38,9 @@ def test_slstm_equals_its_paper():
             i, f, z, o = (
                 params.input_kernel[:, gate].T @ xs[row, t] + blocks[gate] @ h + params.bias[gate] for gate in range(4)
             )
-            c = sigm(f) * c + np.exp(i) * np.tanh(z)
-            n = sigm(f) * n + np.exp(i)
-            h = sigm(o) * c / n
+            c = expit(f) * c + np.exp(i) * np.tanh(z)
+            n = expit(f) * n + np.exp(i)
+            h = expit(o) * c / n
             np.testing.assert_allclose(ys[row, t], h, rtol=1e-10)
         scale = np.exp(last.stabilizer[row])
         np.testing.assert_allclose(last.cell[row] * scale, c, rtol=1e-10)
@@ -55,8 +49,8 @@ def test_slstm_equals_its_paper():
 
 def test_mlstm_equals_its_paper():
     cell = js.MLSTM(INPUT, HIDDEN, heads=HEADS, chunk_size=4)
-    params = random_like(jax.eval_shape(cell.init, jax.random.key(0)))
-    start = random_like(cell.initial_state(params, (BATCH,)))
+    params = random_params(RNG, cell)
+    start = random_like(RNG, cell.initial_state(params, (BATCH,)))
     xs = RNG.normal(size=(BATCH, TIME, INPUT))
     last, ys = cell.unroll(params, xs, start)
 
@@ -70,9 +64,9 @@ def test_mlstm_equals_its_paper():
                 q, k, v, o = (params.input_kernel[:, gate, own].T @ x + params.bias[gate, own] for gate in range(4))
                 i, f = (params.gate_kernel[:, gate, head] @ x + params.gate_bias[gate, head] for gate in range(2))
                 k = k / np.sqrt(SIZE)
-                memory = sigm(f) * memory + np.exp(i) * np.outer(v, k)
-                n = sigm(f) * n + np.exp(i) * k
-                h = sigm(o) * (memory @ q) / max(abs(n @ q), 1)
+                memory = expit(f) * memory + np.exp(i) * np.outer(v, k)
+                n = expit(f) * n + np.exp(i) * k
+                h = expit(o) * (memory @ q) / max(abs(n @ q), 1)
                 np.testing.assert_allclose(ys[row, t, own], h, rtol=1e-10)
             scale = np.exp(last.stabilizer[row, head])
             np.testing.assert_allclose(last.memory[row, head] * scale, memory, rtol=1e-10)
@@ -82,8 +76,8 @@ def test_mlstm_equals_its_paper():
 @functools.cache
 def problem():
     cell = js.MLSTM(INPUT, HIDDEN, heads=HEADS)
-    params = random_like(jax.eval_shape(cell.init, jax.random.key(0)))
-    return params, RNG.normal(size=(BATCH, TIME, INPUT)), random_like(cell.initial_state(params, (BATCH,)))
+    params = random_params(RNG, cell)
+    return params, RNG.normal(size=(BATCH, TIME, INPUT)), random_like(RNG, cell.initial_state(params, (BATCH,)))
 
 
 def value_and_gradients(cell, **options):

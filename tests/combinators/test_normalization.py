@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from scipy.special import expit
 
 import jaxseq as js
+from tests.numbers import random_params
 from tests.peers import peer
 
 TIME, INPUT, HIDDEN = 5, 3, 4
@@ -14,15 +16,6 @@ RNG = np.random.default_rng(0)
 XS = RNG.normal(size=(TIME, INPUT))
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def random_params(cell):
-    shapes = jax.eval_shape(cell.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), shapes)
-
-
-def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
 
 
 def layer_norm(z):
@@ -44,14 +37,14 @@ def close(ours, theirs):
 @pytest.mark.parametrize("layout", ["flat", "axis"])
 def test_layer_norm_lstm(layout):
     cell = js.LayerNormLSTM(INPUT, HIDDEN, gate_layout=layout)
-    p = random_params(cell)
+    p = random_params(RNG, cell)
     h, c, ys = np.zeros(HIDDEN), np.zeros(HIDDEN), []
     for x in XS:
         z = layer_norm(flat(p.input_kernel).T @ x) * flat(p.input_scale)
         z = z + layer_norm(flat(p.recurrent_kernel).T @ h) * flat(p.recurrent_scale) + flat(p.bias)
         i, f, g, o = np.split(z, 4)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(layer_norm(c) * p.cell_scale + p.cell_shift)
+        c = expit(f) * c + expit(i) * np.tanh(g)
+        h = expit(o) * np.tanh(layer_norm(c) * p.cell_scale + p.cell_shift)
         ys.append(h)
     state, ours = cell.unroll(p, XS)
     close(ours, ys)
@@ -61,14 +54,14 @@ def test_layer_norm_lstm(layout):
 @pytest.mark.parametrize(("wrapper", "norm"), [(js.LayerNorm, layer_norm), (js.RMSNorm, rms_norm)])
 def test_normalised_products_of_a_gru(wrapper, norm):
     cell = wrapper(js.GRU(INPUT, HIDDEN))
-    p = random_params(cell)
+    p = random_params(RNG, cell)
     h, ys = np.zeros(HIDDEN), []
     for x in XS:
         from_input = norm(flat(p.cell.input_kernel).T @ x) * flat(p.input_scale) + flat(p.cell.bias)
         recurrent = norm(flat(p.cell.recurrent_kernel).T @ h) * flat(p.recurrent_scale) + flat(p.cell.recurrent_bias)
         (r, z, n), (u_r, u_z, u_n) = np.split(from_input, 3), np.split(recurrent, 3)
-        z = sigmoid(z + u_z)
-        h = (1 - z) * np.tanh(n + sigmoid(r + u_r) * u_n) + z * h
+        z = expit(z + u_z)
+        h = (1 - z) * np.tanh(n + expit(r + u_r) * u_n) + z * h
         ys.append(h)
     close(cell.unroll(p, XS)[1], ys)
 
@@ -116,7 +109,7 @@ def test_weight_norm_of_heads_and_windows():
 def test_spectral_bound():
     lstm = js.LSTM(INPUT, HIDDEN)
     cell = js.SpectralBound(lstm, bound=1.5)
-    params = random_params(cell)
+    params = random_params(RNG, cell)
     small = params.recurrent_kernel[:, 0] / np.linalg.norm(params.recurrent_kernel[:, 0], 2)
     params = params._replace(recurrent_kernel=np.stack([small, *np.moveaxis(params.recurrent_kernel, 1, 0)[1:]], 1))
     bounded = np.asarray(cell.inner(params).recurrent_kernel)
@@ -130,13 +123,13 @@ def test_spectral_bound():
 def test_what_is_multiplied_is_bounded():
     """The blocks of an sLSTM, and what the groups of a Clockwork RNN read, whatever else their kernels hold."""
     cell = js.SpectralBound(js.SLSTM(INPUT, HIDDEN, heads=2), bound=0.5)
-    params = random_params(cell)
+    params = random_params(RNG, cell)
     params.recurrent_kernel[:2] *= 0.01
     kernel = cell.inner(params).recurrent_kernel
     close(kernel[:2], params.recurrent_kernel[:2])  # a small block is left as it is beside a large one
     close([np.linalg.norm(kernel[2:, gate], 2) for gate in range(4)], [0.5] * 4)
     cell = js.SpectralBound(js.ClockworkRNN(INPUT, HIDDEN, periods=(1, 2)), bound=0.5)
-    params = random_params(cell)
+    params = random_params(RNG, cell)
     kernel = cell.inner(params).recurrent_kernel[:, 0]
     close(np.linalg.norm(kernel, 2), 0.5)
     read = params.recurrent_kernel[:, 0] * np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
@@ -145,7 +138,7 @@ def test_what_is_multiplied_is_bounded():
 
 def test_the_units_of_an_slstm_have_lengths_of_their_own():
     cell = js.WeightNorm(js.SLSTM(INPUT, HIDDEN, heads=2))
-    params = random_params(cell)
+    params = random_params(RNG, cell)
     kernel = np.asarray(cell.inner(params).recurrent_kernel).reshape(2, 2, 4, 2)  # head, recurrent, gate, unit
     lengths = np.linalg.norm(kernel, axis=1)
     close(np.moveaxis(lengths, 0, 1).reshape(8, 2), np.abs(params.scales[1]))
@@ -154,7 +147,7 @@ def test_the_units_of_an_slstm_have_lengths_of_their_own():
 @pytest.mark.parametrize("wrap", [js.WeightNorm, js.SpectralBound])
 def test_kernels_are_computed_before_noise_and_memory(wrap):
     cell = wrap(js.Conditioned(js.RecurrentDropout(js.LSTM(INPUT + 2, HIDDEN), 0.5), 2))
-    params, vector, key = random_params(cell), jnp.arange(2.0), jax.random.key(3)
+    params, vector, key = random_params(RNG, cell), jnp.arange(2.0), jax.random.key(3)
     plain = cell.cell.attach(cell.inner(params), vector)
     attached = cell.attach(params, vector)
     close(cell.unroll(attached, XS, key=key)[1], cell.cell.unroll(plain, XS, key=key)[1])
@@ -181,7 +174,7 @@ def test_feature_norm_is_that_of_torch(kind):
     torch = peer("torch")
     theirs = {"layer": torch.nn.LayerNorm, "rms": torch.nn.RMSNorm}[kind](HIDDEN, eps=1e-3, dtype=torch.float64)
     cell = js.FeatureNorm(HIDDEN, kind=kind, epsilon=1e-3)
-    params, xs = random_params(cell), 3 + 2 * RNG.normal(size=(2, TIME, HIDDEN))
+    params, xs = random_params(RNG, cell), 3 + 2 * RNG.normal(size=(2, TIME, HIDDEN))
     pairs = zip(theirs.parameters(), jax.tree.leaves(params), strict=True)  # scale, and shift where there is one
     with torch.no_grad():
         for parameter, leaf in pairs:

@@ -4,17 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit
 
 import jaxseq as js
+from tests.numbers import random_params
 
 INPUT, HIDDEN, TIME = 2, 5, 40
 RNG = np.random.default_rng(0)
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sigm(a):
-    return 1 / (1 + np.exp(-a))
 
 
 def time_gate(t, tau, s, r_on, alpha):
@@ -25,14 +23,14 @@ def time_gate(t, tau, s, r_on, alpha):
     return 2 - 2 * phase / r_on if phase < r_on else alpha * phase
 
 
-def random_params(cell):
-    params = jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), jax.eval_shape(cell.init, jax.random.key(0)))
+def random_rhythms(cell):
+    params = random_params(RNG, cell)
     return params._replace(log_period=RNG.uniform(0, 2, HIDDEN), open_logit=RNG.uniform(-1, 1, HIDDEN))
 
 
 def test_equals_its_paper():
     cell = js.Phased(js.LSTM(INPUT, HIDDEN), leak=0.1)
-    params = random_params(cell)
+    params = random_rhythms(cell)
     xs, times = RNG.normal(size=(TIME, INPUT)), RNG.uniform(0, 2, (TIME, 1)).cumsum(axis=0)
     start = js.LSTMState(*RNG.normal(size=(2, HIDDEN)))
     state, ys = cell.unroll(params, (xs, times), start)
@@ -45,11 +43,11 @@ def test_equals_its_paper():
             weights.input_kernel[:, g].T @ xs[t] + weights.recurrent_kernel[:, g].T @ h + weights.bias[g]
             for g in range(4)
         ]
-        rhythm = zip(np.exp(params.log_period), params.shift, sigm(params.open_logit), strict=True)
+        rhythm = zip(np.exp(params.log_period), params.shift, expit(params.open_logit), strict=True)
         k = np.array([time_gate(times[t, 0], *unit, 0.1) for unit in rhythm])
-        c_new = sigm(z[1]) * c + sigm(z[0]) * np.tanh(z[2])
+        c_new = expit(z[1]) * c + expit(z[0]) * np.tanh(z[2])
         c_new, c_old = k * c_new + (1 - k) * c, c_new
-        h = k * (sigm(z[3]) * np.tanh(c_old)) + (1 - k) * h
+        h = k * (expit(z[3]) * np.tanh(c_old)) + (1 - k) * h
         c = c_new
         opened.append(k)
         np.testing.assert_allclose(ys[t], h, atol=1e-12)
@@ -60,7 +58,7 @@ def test_equals_its_paper():
 
 def test_what_comes_while_a_unit_is_closed_and_does_not_leak_is_not_seen():
     cell = js.Phased(js.GRU(INPUT, HIDDEN), leak=0)
-    params = random_params(cell)._replace(log_period=np.zeros(HIDDEN), shift=np.zeros(HIDDEN))
+    params = random_rhythms(cell)._replace(log_period=np.zeros(HIDDEN), shift=np.zeros(HIDDEN))
     state = js.GRUState(RNG.normal(size=HIDDEN))
     after, y = cell.step(params, state, (RNG.normal(size=INPUT), np.array([7.9])))  # φ = 0.9
     np.testing.assert_array_equal(after.hidden, state.hidden)
@@ -96,7 +94,7 @@ FAR = 2**30 + np.arange(50)[:, None]  # float32 holds one in 64 of such numbers
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_times_of_another_dtype_lose_nothing(dtype, times):
     cell = js.Phased(js.LSTM(INPUT, HIDDEN), leak=1.0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_params(cell))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_rhythms(cell))
     params = params._replace(open_logit=jnp.full(HIDDEN, -jnp.inf, dtype))  # never open: the gate is the phase
     expected = phases(params, times)
     if times.dtype.itemsize == 8:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit
 
 import jaxseq as js
 
@@ -12,17 +13,13 @@ TIME = 4
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
-
-
 def test_highway_is_its_equations():
-    """y = H(x) T(x) + x (1 - T(x)), T(x) = sigmoid(W_T x + b_T), with H the LSTM."""
+    """y = H(x) T(x) + x (1 - T(x)), T(x) = expit(W_T x + b_T), with H the LSTM."""
     cell = js.Highway(js.LSTM(3, 3), gate_bias=-2.0)
     params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (2, TIME, 3))
     assert params.gate_bias.tolist() == [-2.0] * 3
     _, inner = cell.cell.unroll(params.cell, xs)
-    gate = sigmoid(np.asarray(xs) @ np.asarray(params.gate_kernel) - 2)
+    gate = expit(np.asarray(xs) @ np.asarray(params.gate_kernel) - 2)
     np.testing.assert_allclose(cell.unroll(params, xs)[1], gate * inner + (1 - gate) * xs, rtol=1e-12)
 
 

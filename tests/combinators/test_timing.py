@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit
 
 import jaxseq as js
 
@@ -11,10 +12,6 @@ BATCH, TIME = 2, 9
 XS = np.random.default_rng(0).normal(size=(BATCH, TIME, 2))
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
 
 
 def elman(cell_params):
@@ -30,8 +27,8 @@ def test_leaky_units_are_their_equation(rate, learned):
     cell = js.Leaky(js.Elman(2, 3), rate, learned=learned)
     params, a = cell.init(jax.random.key(0)), np.asarray(rate)
     if learned:
-        np.testing.assert_allclose(sigmoid(np.asarray(params.rate_logits)), a, rtol=1e-12)
-        a = sigmoid(np.asarray(params.rate_logits) + 1)
+        np.testing.assert_allclose(expit(np.asarray(params.rate_logits)), a, rtol=1e-12)
+        a = expit(np.asarray(params.rate_logits) + 1)
         params = params._replace(rate_logits=params.rate_logits + 1)
     f, u, expected = elman(params.cell), np.zeros((BATCH, 3)), []
     for t in range(TIME):
