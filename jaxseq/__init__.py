@@ -32,7 +32,6 @@ from .bidirectional import Both as Both
 from .cells.attention import TransformerBlock as TransformerBlock
 from .cells.attention import TransformerParams as TransformerParams
 from .cells.attention import TransformerState as TransformerState
-from .cells.attention import rotary as rotary
 from .cells.averages import MovingAverage as MovingAverage
 from .cells.averages import MovingAverageState as MovingAverageState
 from .cells.clockwork import ClockworkRNN as ClockworkRNN
@@ -104,6 +103,7 @@ from .cells.pointwise import EmbedParams as EmbedParams
 from .cells.pointwise import Map as Map
 from .cells.pointwise import OneHot as OneHot
 from .cells.pointwise import Pointwise as Pointwise
+from .cells.rotary import rotary as rotary
 from .cells.two_dimensional import LSTM2D as LSTM2D
 from .cells.two_dimensional import Elman2D as Elman2D
 from .cells.two_dimensional import Recurrent2D as Recurrent2D

@@ -6,16 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.nn import initializers
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.cells.packing import Order, order_of, take
+from jaxseq.cells.rotary import rotary
 from jaxseq.core import errors, masks
 from jaxseq.core.activations import Activation, activation
 from jaxseq.core.cell import Cell, Run
+from jaxseq.core.precision import widen
 
 _lecun = initializers.lecun_normal()
 _lecun_heads = initializers.lecun_normal(in_axis=0, out_axis=(2, 3), batch_axis=1)
@@ -200,49 +201,6 @@ class TransformerBlock(Cell):
         return x + hidden @ params.down_kernel
 
 
-def rotary(
-    x: Float[Array, "*batch head feature"], position: Int[Array, "*batch"], base: float = 10_000.0
-) -> Float[Array, "*batch head feature"]:
-    """Turns the features of queries or keys by their position, so that products of two tell their distance alone.
-
-    Features i and i + n/2, of n, are the parts of a complex number that is turned by position * base^(-2i/n). The
-    positions are integers of -2³¹ to 2³¹ - 1, and their angles as exact at the last as at the first.
-
-    J. Su et al., RoFormer: enhanced Transformer with rotary position embedding, arXiv:2104.09864, 2021.
-
-    >>> rotary(jnp.array([[1.0, 0.0]]), jnp.array(0)).tolist()
-    [[1.0, 0.0]]
-    """
-    half = x.shape[-1] // 2
-    dtype = _wide(x.dtype)
-    angles = _angles(position[..., None, None], base ** (-np.arange(half) / half), dtype)
-    cosine, sine = jnp.cos(angles), jnp.sin(angles)
-    real, imaginary = jnp.split(x.astype(dtype), 2, axis=-1)
-    turned = [real * cosine - imaginary * sine, real * sine + imaginary * cosine]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
-
-
-def _angles(position: Int[Array, "*batch 1 1"], rates: np.ndarray, dtype: Any) -> Float[Array, "*batch 1 rate"]:
-    """`position * rates` up to whole turns.
-
-    float32 cannot hold a large product. So each byte of the position is multiplied by what 1, 2⁸, 2¹⁶ or 2²⁴ steps
-    turn, in units of 2⁻³² turns: integers that overflow drop whole turns.
-    """
-
-    def along(rates):
-        return jnp.expand_dims(rates, range(position.ndim - 1))
-
-    if dtype == jnp.float64:
-        return position.astype(dtype) * along(rates)
-    position = position.astype(jnp.int32)
-    turns: Any = 0
-    for shift in (0, 8, 16, 24):
-        byte = position >> shift if shift == 24 else (position >> shift) & 255  # the highest has the sign
-        units = np.round(rates / (2 * np.pi) * 2**shift % 1 * 2**32).astype(np.uint64) % 2**32
-        turns = turns + byte.astype(jnp.uint32) * along(units.astype(np.uint32))
-    return turns.astype(jnp.int32).astype(dtype) * (2 * math.pi / 2**32)
-
-
 def attend(
     query: Float[Array, "*batch query head feature"],
     keys: Float[Array, "*batch memory head feature"],
@@ -253,21 +211,15 @@ def attend(
 
     `jax.nn.dot_product_attention` would take the softmax of float64 in float32.
     """
-    dtype = _wide(query.dtype)
-    logits = jnp.einsum("...qhf,...khf->...hqk", query, keys, preferred_element_type=dtype)
-    logits = logits / math.sqrt(query.shape[-1])
-    weights = jax.nn.softmax(jnp.where(mask[..., None, :, :], logits, jnp.finfo(dtype).min), axis=-1)
-    return jnp.einsum("...hqk,...khf->...qhf", weights.astype(values.dtype), values)
-
-
-def _wide(dtype: Any) -> Any:
-    """The dtype of sums and angles: float32 or wider."""
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+    query, keys, wide = (widen(leaf) for leaf in (query, keys, values))
+    logits = jnp.einsum("...qhf,...khf->...hqk", query, keys) / math.sqrt(query.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask[..., None, :, :], logits, jnp.finfo(logits.dtype).min), axis=-1)
+    return jnp.einsum("...hqk,...khf->...qhf", weights, wide).astype(values.dtype)
 
 
 def _norm(x: Array, scale: Array) -> Array:
     """RMSNorm."""
-    wide = x.astype(_wide(x.dtype))
+    wide = widen(x)
     normal = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-6)
     return normal.astype(x.dtype) * jnp.broadcast_to(scale, x.shape)
 
