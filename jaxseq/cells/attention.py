@@ -1,7 +1,6 @@
 """Attention as a cell: a causal Transformer block with a rolling cache."""
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -207,14 +206,12 @@ def attend(
     values: Float[Array, "*batch memory head feature"],
     mask: Bool[Array, "*batch query memory"],
 ) -> Float[Array, "*batch query head feature"]:
-    """softmax(q K / sqrt(features)) V over what `mask` shows; at least one entry for each query.
+    """softmax(q K / sqrt(features)) V over what `mask` shows; at least one entry for each query."""
+    from flax.linen import dot_product_attention  # imports much that nothing else needs
 
-    `jax.nn.dot_product_attention` would take the softmax of float64 in float32.
-    """
-    query, keys, wide = (widen(leaf) for leaf in (query, keys, values))
-    logits = jnp.einsum("...qhf,...khf->...hqk", query, keys) / math.sqrt(query.shape[-1])
-    weights = jax.nn.softmax(jnp.where(mask[..., None, :, :], logits, jnp.finfo(logits.dtype).min), axis=-1)
-    return jnp.einsum("...hqk,...khf->...qhf", weights, wide).astype(values.dtype)
+    given = (widen(leaf) for leaf in (query, keys, values))
+    attended = dot_product_attention(*given, mask=mask[..., None, :, :])
+    return attended.astype(values.dtype)
 
 
 def _norm(x: Array, scale: Array) -> Array:
