@@ -33,11 +33,11 @@ def linear_scan(
         decay: a, real or complex. It broadcasts against `drive` as NumPy does: `[time, batch, hidden]` for a decay of
             each element, `[time, head, key, 1]` for one of each key beside a drive `[time, head, key, value]`, and
             without the time axis, as `[hidden]`, for one that is the same at all steps (and, here, in all rows). It is
-            never broadcast in memory.
+            never broadcast in memory, but for one of each step over the rows of `reset`.
         drive: b `[time, ...]`, of the shape of all states. For `[batch, time, ...]` use `jax.vmap`.
         state: the state before the first step, `drive.shape[1:]`; zeros by default.
         reset: `[time, ...]`, leading axes of the drive: True where the state before the step counts as zero, in the
-            order of reading. Unlike a decay of 0 it also stops what is infinite or NaN.
+            order of reading. Unlike a decay of 0 it also stops what is infinite or NaN, the decay of its own step too.
         reverse: h_t = a_t h_{t+1} + b_t, from the last step to the first.
         implementation: "sequential" is a loop over the steps, "associative" a tree of O(log T) levels. None is the
             first on a CPU, where it is faster at every size that was measured (`benchmarks/linear_scan.py`), and the
@@ -68,6 +68,8 @@ def linear_scan(
         implementation = "sequential" if jax.default_backend() == "cpu" else "associative"
     if reset is not None:
         reset = jnp.expand_dims(reset, tuple(range(jnp.ndim(reset), drive.ndim)))
+        if decay.shape[0] == drive.shape[0]:
+            decay = _unless(reset, decay)  # NaN there would go back in time, times a cotangent of 0
     return _run(_FORMS[implementation], reverse, decay, state, drive, reset)
 
 
@@ -131,7 +133,7 @@ def _sequential(reverse: bool, decay: Array, state: Array, drive: Array, reset: 
 
     def step(state, inputs):
         a, b, starts = inputs
-        state = (decay[0] if a is None else a) * _unless(starts, state) + b
+        state = _unless(starts, (decay[0] if a is None else a) * state) + b
         return state, state
 
     inputs = (decay if changes else None, drive, reset)
@@ -142,7 +144,8 @@ def _associative(reverse: bool, decay: Array, state: Array, drive: Array, reset:
     def combine(first, second):
         (a, b, reset), (next_a, next_b, next_reset) = first, second
         either = None if reset is None else reset | next_reset
-        return a * next_a, next_b + _unless(next_reset, next_a * b), either
+        # products over a reset are 0 themselves: they multiply cotangents too
+        return _unless(either, a * next_a), next_b + _unless(next_reset, next_a * b), either
 
     decay = jnp.broadcast_to(decay, (drive.shape[0], *decay.shape[1:]))
     products, states, since = lax.associative_scan(combine, (decay, drive, reset), reverse=reverse)

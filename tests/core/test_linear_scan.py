@@ -189,6 +189,55 @@ def test_a_reset_stops_nan_in_values_and_gradients(implementation, reverse):
         js.linear_scan(decay, drive, reset=reset[:4])
 
 
+@pytest.mark.parametrize("junk", [np.nan, np.inf, 1e200])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nothing_crosses_a_reset_in_either_direction(implementation, reverse, junk):
+    """Three documents of two steps: junk in the second, or in the state, reaches neither the first nor the third."""
+    rng = np.random.default_rng(0)
+    decay, drive, state = rng.uniform(0.3, 0.9, 6), rng.normal(size=6), np.float64(0.4)
+    reset = np.array([0, 1, 0, 1, 0, 0] if reverse else [0, 0, 1, 0, 1, 0], bool)  # in the order of reading
+    others = np.array([0, 1, 4, 5])
+
+    def loss(decay, drive, state):
+        last, states = js.linear_scan(decay, drive, state, reset=reset, reverse=reverse, implementation=implementation)
+        return jnp.sum(states[others] ** 2) + last**3, states[others]
+
+    def slope(*given):
+        gradients, _ = jax.grad(loss, (0, 1, 2), has_aux=True)(*given)
+        return jnp.sum(gradients[0][others] ** 2) + jnp.sum(gradients[1][others] ** 2) + gradients[2] ** 2
+
+    @jax.jit
+    def all_of(*given):
+        gradients, states = jax.grad(loss, (0, 1, 2), has_aux=True)(*given)
+        second = jax.grad(slope, (0, 1, 2))(*given)
+        return states, [(leaf[0][others], leaf[1][others], leaf[2]) for leaf in (gradients, second)]
+
+    expected = all_of(decay, drive, state)
+    for steps in ([2], [3], [2, 3]):
+        spoil = jnp.zeros(6, bool).at[np.array(steps)].set(True)
+        for given in ((jnp.where(spoil, junk, decay), drive), (decay, jnp.where(spoil, junk, drive))):
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), all_of(*given, state), expected)
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_forms_agree_where_something_is_not_finite(reverse, junk):
+    drive, decay, state = np.arange(1.0, 6), np.full(5, 0.5), np.float64(3.0)
+    reset = np.arange(5) == 2
+    for t in range(5):
+        spoiled = np.where(np.arange(5) == t, junk, 1.0)
+        for given in ((decay * spoiled, drive, state), (decay, drive * spoiled, state), (decay, drive, state * junk)):
+            forms = [
+                js.linear_scan(*given, reset=reset, reverse=reverse, implementation=implementation)[1]
+                for implementation in IMPLEMENTATIONS
+            ]
+            np.testing.assert_allclose(forms[1], forms[0])
+            assert (given[1] is not drive and t == 2) or forms[0][2] == 3
+    constant = [js.linear_scan(junk, drive, reset=reset, implementation=form)[1][2] for form in IMPLEMENTATIONS]
+    assert constant == [3, 3]
+
+
 def test_no_steps():
     decay, drive, state = problem((3,))
     last, states = js.linear_scan(decay, drive[:0], state)
