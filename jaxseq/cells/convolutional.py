@@ -118,16 +118,20 @@ class Convolutional(Cell):
     def convolve(self, x: Array, kernel: Array, bias: Array | None = None) -> list[Array]:
         """The gates of `x` convolved with `kernel` `[input, *window, gate, hidden]`, plus `bias` `[gate, hidden]`."""
         *kept, gates, hidden = kernel.shape
-        rank, batch_shape = self.input_rank, x.shape[: x.ndim - self.input_rank]
+        rank, batch_rank = self.input_rank, x.ndim - self.input_rank
+        spec = jax.typeof(x).sharding.spec[:batch_rank]
+        first = next((axis for axis, name in enumerate(spec) if name is not None), 0)
+        x = jnp.moveaxis(x, first, 0) if first else x  # axes merge where the first alone is sharded
         places = "DHW"[1 - rank :]
         z = jax.lax.conv_general_dilated(
-            x.reshape(math.prod(batch_shape), *x.shape[x.ndim - rank :]),
+            x.reshape(math.prod(x.shape[:batch_rank]), *x.shape[batch_rank:]),
             jnp.moveaxis(kernel.reshape(*kept, gates * hidden), 0, -2),
             window_strides=(1,) * (rank - 1),
             padding="SAME",
             dimension_numbers=(f"N{places}C", f"{places}IO", f"N{places}C"),
         )
-        z = z.reshape(*batch_shape, *z.shape[1:])
+        z = z.reshape(*x.shape[:batch_rank], *z.shape[1:])
+        z = jnp.moveaxis(z, 0, first) if first else z
         if bias is not None:
             z = z + jnp.broadcast_to(bias.reshape(-1), z.shape)
         return jnp.split(z, gates, axis=-1)

@@ -170,6 +170,18 @@ def test_explicit_sharding_changes_no_values(name):
     assert_close(out, expected)
 
 
+@pytest.mark.parametrize("name", ["conv_lstm", "conv_gru", "gru", "rg_lru", "transformer"])
+def test_the_second_of_two_batch_axes_is_sharded(name):
+    line, (params, *given) = zoo.ZOO[name], jax.jit(example, static_argnums=0)(name)
+    given = jax.tree.map(lambda leaf: jnp.stack([leaf, jnp.flip(leaf, axis=0)]), given)
+    run = jax.jit(functools.partial(with_gradients, line.layer), compiler_options=QUICK)
+    expected = run(params, *given)
+    with jax.set_mesh(EXPLICIT):
+        out = run(params, *jax.device_put(given, NamedSharding(EXPLICIT, PartitionSpec(None, "devices"))))
+    assert all(sharded_axes(leaf) == [1] for leaf in jax.tree.leaves(out[1]) if leaf.dtype != jax.dtypes.float0)
+    assert_close(out, expected)
+
+
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_a_batch_of_no_rows(name):
     params, xs, state, mask, reset = jax.eval_shape(lambda: example(name, rows=0))
