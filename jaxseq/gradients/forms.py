@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params, State
 from jaxseq.gradients.jacobians import check_real, flatten, is_floating
-from jaxseq.gradients.units import Dependence, Units, dependences, program
+from jaxseq.gradients.units import Dependence, Units, dependences, tangents
 
 Reach = Literal["none", "unit", "all"]
 
@@ -33,6 +33,11 @@ class Form(NamedTuple):
     def rank(self) -> int:
         """The number of batch axes."""
         return len(self.batch_shape)
+
+    @property
+    def own(self) -> list[int]:
+        """The positions of the floating arrays of the params of which each entry changes one unit."""
+        return [index for index, each in enumerate(self.reach) if each == "unit"]
 
 
 def form_of(cell: Cell, params: Params, batch_shape: tuple[int, ...], method: Any) -> Form:
@@ -63,22 +68,18 @@ def _form(cell: Cell, tree: Any, kinds: tuple, batch_shape: tuple[int, ...], met
     by_products = method == "snap1"
     diagonal, reaches = size is not None, [{"none"} for _ in floats]
     for key in (None, jax.eval_shape(jax.random.key, 0)):
-        step = program(
-            lambda params, state, x, key: (
-                cell.initial_state(params, batch_shape),
-                cell.step(params, state, x, key)[0],
-            ),
-            *(params, state, x, key),
-        )
-        step = step._replace(outputs=[atom for atom in step.outputs if is_floating(atom.aval)])
-        count = len(kinds)
-        units = [var for var in step.inputs[count : count + len(jax.tree.leaves(state))] if is_floating(var.aval)]
+
+        def states(given, x, key):
+            return cell.initial_state(given[0], batch_shape), cell.step(given[0], given[1], x, key)[0]
+
+        step = tangents(states, (params, state), x, key)
+        ends = step.inputs[-len(floats) - len(floating(state)) :]
         last = len(batch_shape)
         if diagonal:
-            sources: dict[Any, Dependence] = dict.fromkeys(units, Units(last))
+            sources: dict[Any, Dependence] = dict.fromkeys(ends[len(floats) :], Units(last))
             found = dependences(step, sources, size, own=by_products)[0]  # pyright: ignore[reportArgumentType]
             diagonal = {_reach(each, last) for each in found} <= {"none", "unit"}
-        for var, reach in zip(filter(lambda var: is_floating(var.aval), step.inputs[:count]), reaches, strict=True):
+        for var, reach in zip(ends[: len(floats)], reaches, strict=True):
             shape = var.aval.shape
             unit = size is not None and shape and shape[-1] % size == 0
             source: Dependence = Units(len(shape) - 1) if unit else "all"

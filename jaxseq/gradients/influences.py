@@ -1,13 +1,13 @@
 """How the states of a cell change with its params, carried from step to step: what `jaxseq.gradients.online` sums."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
@@ -17,7 +17,7 @@ from jaxseq.core.precision import widen
 from jaxseq.core.sharding import out_sharding
 from jaxseq.gradients.forms import Form, floating
 from jaxseq.gradients.jacobians import flatten, is_floating, jacobian, on_vectors
-from jaxseq.gradients.units import Dependence, Program, Units, dependences, program
+from jaxseq.gradients.units import Dependence, Program, Units, dependences, tangents
 
 At = Callable[[tuple[int, ...]], Callable[..., Any]]  # a step (params, state, inputs, key) for a batch shape
 
@@ -109,54 +109,66 @@ def _own(
     unit, and to the params that belong to it, what that unit alone gives.
     """
     rank, size = form.rank, form.size or 1
-    row, groups = _traced(at, (1,) * rank, params, state, inputs, key)
-    units = [var for var in groups[1] if is_floating(var.aval)]
+    row, given, (params_dots, units) = _traced(form, at, (1,) * rank, params, state, inputs, key)
     sources: dict[Any, Dependence] = dict.fromkeys(units, Units(rank))
     products = dependences(row, sources, size, own=form.by_products)[1]
-    shared = dict(zip([*groups[0], *groups[3]], jax.tree.leaves((params, key)), strict=True))
-    by_row = dict(zip([*groups[1], *groups[2]], jax.tree.leaves((state, inputs)), strict=True))
+    chosen = [floating(params)[index] for index in form.own]
+    shared = dict(zip([*given[0], *given[2], *given[4]], jax.tree.leaves((chosen, params, key)), strict=True))
+    by_row = dict(zip([*given[1], *given[3]], jax.tree.leaves((state, inputs)), strict=True))
     if rank and any(map(_is_key, shared)):
-        whole, (of_params, _, _, of_key) = _traced(at, form.batch_shape, params, state, inputs, key)
-        given = dict(zip([*of_params, *of_key], shared.values(), strict=True))
-        for var, value in _noise(row, shared, whole, given, form.batch_shape):
+        whole, by_batch, _ = _traced(form, at, form.batch_shape, params, state, inputs, key)
+        same = dict(zip([*by_batch[0], *by_batch[2], *by_batch[4]], shared.values(), strict=True))
+        for var, value in _noise(row, shared, whole, same, form.batch_shape):
             (shared if value.shape == var.aval.shape else by_row)[var] = value
 
-    floats = [var for var in groups[0] if is_floating(var.aval)]
-    own = [index for index, each in enumerate(form.reach) if each == "unit"]
     dtype = functools.reduce(jnp.promote_types, [var.aval.dtype for var in units])
 
-    def advance(slopes, state, rest):
-        values = [*zip(units, state, strict=True), *zip(others, rest, strict=True)]
-        rows = {var: jnp.expand_dims(leaf, tuple(range(rank))) for var, leaf in values}
-        changed = {floats[index]: leaf for index, leaf in zip(own, slopes, strict=True)}
-        outputs = row.run({**shared, **rows, **changed}, products, size)
-        return jnp.stack([leaf.reshape(size).astype(dtype) for leaf in outputs if is_floating(leaf)])
+    def advance(slopes, dots, rows):
+        given = [*zip(by_row, rows, strict=True), *zip(units, dots, strict=True)]
+        expanded = {var: jnp.expand_dims(leaf, tuple(range(rank))) for var, leaf in given}
+        values = {**shared, **expanded, **dict(zip(params_dots, slopes, strict=True))}
+        return jnp.stack([leaf.reshape(size).astype(dtype) for leaf in row.run(values, products, size)])
 
-    def pulled(state, rest):
-        chosen = [shared[floats[index]] for index in own]
-        _, pull = jax.vjp(lambda slopes, state: advance(slopes, state, rest), chosen, state)
+    def pulled(rows):
+        at_params = [jnp.zeros(var.aval.shape, var.aval.dtype) for var in params_dots]
+        at_state = [jnp.zeros(size, var.aval.dtype) for var in units]
+        _, pull = jax.vjp(lambda slopes, dots: advance(slopes, dots, rows), at_params, at_state)
         each = jnp.eye(len(units), dtype=dtype)[:, :, None]
         return jax.vmap(pull)(jnp.broadcast_to(each, (*each.shape[:2], size)))
 
-    others = [var for var in by_row if var not in units]
     for _ in range(rank):
         pulled = jax.vmap(pulled)
-    of_params, of_state = pulled([by_row[var] for var in units], [by_row[var] for var in others])
+    of_params, of_state = pulled(list(by_row.values()))
     local = jnp.stack([each.astype(dtype) for each in of_state], axis=rank + 1)
-    return local, dict(zip(own, of_params, strict=True))
+    return local, dict(zip(form.own, of_params, strict=True))
 
 
-def _traced(at: At, batch_shape: tuple[int, ...], params: Params, state: State, inputs: Any, key: Any) -> Any:
-    """The new state of a step as a program for a batch of another shape, and its inputs by the arguments."""
+def _traced(
+    form: Form, at: At, batch_shape: tuple[int, ...], params: Any, state: Any, inputs: Any, key: Any
+) -> tuple[Program, list[list[Any]], list[list[Any]]]:
+    """The tangents of the new state of a step, as a program for a batch of another shape, and its inputs.
+
+    These are the params that change a unit each, the state, all params, the inputs and the key; and the tangents of
+    the first two.
+    """
     rank, step = len(batch_shape), at(batch_shape)
+
+    def of(given, params, inputs, key):
+        floats, rebuild = floats_of(params)
+        for index, leaf in zip(form.own, given[0], strict=True):
+            floats[index] = leaf
+        return step(rebuild(floats), given[1], inputs, key)[0]
 
     def like(leaf):
         return jax.ShapeDtypeStruct((*batch_shape, *leaf.shape[rank:]), leaf.dtype)
 
-    arguments = params, *jax.tree.map(like, (state, inputs)), key
-    found = program(lambda *arguments: step(*arguments)[0], *arguments)
-    ends = np.cumsum([len(jax.tree.leaves(each)) for each in arguments])
-    return found, [found.inputs[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    state, inputs = jax.tree.map(like, (state, inputs))
+    chosen = [floating(params)[index] for index in form.own]
+    found = tangents(of, (chosen, state), params, inputs, key)
+    left = iter(found.inputs)
+    counts = [len(jax.tree.leaves(each)) for each in (chosen, state, params, inputs, key)]
+    groups = [list(itertools.islice(left, count)) for count in (*counts, len(chosen), len(floating(state)))]
+    return found, groups[:5], groups[5:]
 
 
 def _noise(row: Program, row_keys: Any, whole: Program, given: dict, batch_shape: tuple[int, ...]) -> Any:

@@ -1,7 +1,9 @@
-"""Which numbers of a step depend on which units, read from its equations, and derivatives that make use of it.
+"""Which units a step's tangents come from, read from their equations, and derivatives that make use of it.
 
-A diagonal recurrence is one where each unit of the new state depends on that unit alone. Then one backward pass from
-the sum of all units gives the derivatives of each, where in general each unit takes a pass of its own.
+A diagonal recurrence is one where the tangent of each unit of the new state depends on that of the same unit alone.
+Then one pass with the tangents of all units gives the derivatives of each, where in general each unit takes a pass of
+its own. It is the equations of tangents that tell, not those of values: a function may have a derivative of its own
+that mixes units where its values do not.
 """
 
 import math
@@ -13,15 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from jaxseq.core.analysis import ELEMENTWISE
 from jaxseq.core.equations import apply, inline, read, variables
+from jaxseq.gradients.jacobians import is_floating
 
-_POINTWISE = ELEMENTWISE.union(
-    "add add_any sub mul neg sign abs floor ceil round max min clamp square integer_pow select_n eq ne lt le gt ge and "
-    "or not xor is_finite real imag complex conj convert_element_type reduce_precision copy stop_gradient rem "
-    "nextafter one_minus_square sharding_constraint reshard pvary optimization_barrier".split()
+# what is linear in tangents, number by number
+_POINTWISE = frozenset(
+    "add add_any sub mul div neg select_n convert_element_type reduce_precision copy real imag complex conj "
+    "sharding_constraint reshard pvary optimization_barrier".split()
 )
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split())
 
 
 class Units(NamedTuple):
@@ -59,8 +60,7 @@ class Program(NamedTuple):
     def run(self, values: Mapping[Any, Any], own: Mapping[int, Own], size: int) -> list[Any]:
         """The outputs, given the values of inputs or of what is computed from them.
 
-        The derivatives of the products in `own`, by the ids of their equations, with respect to `size` units are what
-        each unit reads of itself.
+        The products in `own`, by the ids of their equations, are what each of `size` units reads of itself.
         """
         values = {**self.constants, **values}
         for equation in self.equations:
@@ -83,6 +83,27 @@ def program(function: Callable, *arguments: Any) -> Program:
     return Program(constants, traced.jaxpr.invars, equations, outputs)
 
 
+def tangents(function: Callable, tree: Any, *others: Any) -> Program:
+    """The equations of the tangents of the floating results of `function(tree, *others)`, given those of the tree.
+
+    The inputs are the leaves of all arguments, and then the tangents of the tree's floating leaves.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    where = [index for index, leaf in enumerate(leaves) if is_floating(leaf)]
+
+    def push(leaves, others, dots):
+        def of_floats(*floats):
+            changed = list(leaves)
+            for index, leaf in zip(where, floats, strict=True):
+                changed[index] = leaf
+            results = function(jax.tree.unflatten(structure, changed), *others)
+            return list(filter(is_floating, jax.tree.leaves(results)))
+
+        return jax.jvp(of_floats, [leaves[index] for index in where], dots)[1]
+
+    return program(push, leaves, others, [leaves[index] for index in where])
+
+
 def dependences(
     program: Program, sources: Mapping[Any, Dependence], size: int, *, own: bool = False
 ) -> tuple[list[Dependence], dict[int, Own]]:
@@ -103,25 +124,24 @@ def diagonal(step: Callable[[Any], Any], state: Any, batch_rank: int) -> Any:
     perturbation through the step; of another array one for each of its numbers.
     """
     leaves, tree = jax.tree.flatten(state)
-    traced = program(lambda leaves: step(jax.tree.unflatten(tree, leaves)), leaves)
     found = list(leaves)
     for index, leaf in enumerate(leaves):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not is_floating(leaf):
             continue
         shape = leaf.shape[batch_rank:]
         size = math.prod(shape)
-        source = traced.inputs[index]
-        reached, own = dependences(traced, {source: Units(batch_rank)}, size, own=True) if len(shape) == 1 else ([], {})
-        by_units = bool(reached) and (reached[index] is None or _axis(reached[index]) == batch_rank)
 
-        def advance(leaf, index=index, own=own if by_units else {}, size=size):
-            values = dict(zip(traced.inputs, [*leaves[:index], leaf, *leaves[index + 1 :]], strict=True))
-            return traced.run(values, own, size)[index]
+        def advance(leaf, index=index):
+            return jax.tree.leaves(step(jax.tree.unflatten(tree, [*leaves[:index], leaf, *leaves[index + 1 :]])))[index]
 
-        _, push = jax.linearize(advance, leaf)
-        if by_units:
-            found[index] = push(jnp.ones_like(leaf))
+        traced = tangents(advance, leaf)
+        source: Dependence = Units(batch_rank) if len(shape) == 1 else "all"
+        (reached,), own = dependences(traced, {traced.inputs[-1]: source}, size, own=True)
+        if reached is None or _axis(reached) == batch_rank:
+            values = dict(zip(traced.inputs, [leaf, jnp.ones_like(leaf)], strict=True))
+            (found[index],) = traced.run(values, own, size)
             continue
+        _, push = jax.linearize(advance, leaf)
 
         def entry(unit, push=push, leaf=leaf, shape=shape, size=size):
             one_hot = jnp.where(jnp.arange(size) == unit, 1, 0).astype(leaf.dtype).reshape(shape)
@@ -152,11 +172,6 @@ def _rule(equation: Any, operands: Sequence[Any], size: int, own: dict[int, Own]
     """How the results of an equation depend on units, given its operands; "all" where nothing is known."""
     name, parameters = equation.primitive.name, equation.params
     everything: list[Any] = ["all"] * len(equation.outvars)
-    if name in ("custom_jvp_call", "custom_vjp_call"):  # its own derivative may reach from any operand to any result
-        joined = _join(operands)
-        inner = _inside(parameters["call_jaxpr"].jaxpr, operands, size) if "call_jaxpr" in parameters else everything
-        results = [_join([joined, each]) for each in inner]
-        return results if _same_rank(equation, operands) else everything
     if name in ("jit", "pjit", "closed_call"):
         return _inside(parameters["jaxpr" if "jaxpr" in parameters else "call_jaxpr"].jaxpr, operands, size)
     if name in ("checkpoint", "remat2"):
@@ -199,7 +214,7 @@ def _moved(equation: Any, units: Units, size: int) -> int | None:
     gone = {
         "squeeze": parameters.get("dimensions", ()),
         "unstack": (parameters.get("axis"),),
-        **dict.fromkeys(_REDUCTIONS, parameters.get("axes", ())),
+        "reduce_sum": parameters.get("axes", ()),
     }.get(name)
     return None if gone is None or axis in gone else axis - sum(each < axis for each in gone)
 
@@ -239,21 +254,11 @@ def _product(equation: Any, operands: Sequence[Any], size: int, own: dict[int, O
 
 
 def _own_product(equation: Any, own: Own, size: int, operands: list[Any]) -> Any:
-    """A product whose derivative with respect to the units is what each gives to itself."""
-
-    def compute(units, kernel):
-        return apply(equation, [kernel, units] if own.side else [units, kernel])[0]
-
-    product = jax.custom_jvp(compute)
-
-    @product.defjvp
-    def derivative(primals, tangents):
-        units, kernel = primals
-        unit = [lax.broadcasted_iota("int32", kernel.shape, axis) % size for axis in (own.contracted, own.free)]
-        itself = jnp.where(unit[0] == unit[1], kernel, jnp.zeros_like(kernel))
-        return product(units, kernel), compute(tangents[0], itself) + compute(units, tangents[1])
-
-    return product(operands[own.side], operands[1 - own.side])
+    """What each unit gives to itself in a product."""
+    kernel = operands[1 - own.side]
+    unit = [lax.broadcasted_iota("int32", kernel.shape, axis) % size for axis in (own.contracted, own.free)]
+    itself = jnp.where(unit[0] == unit[1], kernel, jnp.zeros_like(kernel))
+    return apply(equation, [itself, operands[1]] if own.side else [operands[0], itself])[0]
 
 
 def _inside(jaxpr: Any, operands: Sequence[Dependence], size: int) -> list[Any]:

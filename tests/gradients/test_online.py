@@ -11,6 +11,8 @@ import pytest
 
 import jaxseq as js
 from jaxseq import online
+from jaxseq.core.activations import ACTIVATIONS, activation
+from jaxseq.gradients.forms import form_of
 
 ROWS, TIME = 2, 7
 
@@ -135,7 +137,29 @@ def sorted_by(h):
     return jax.lax.sort((places, h), num_keys=1)[1]
 
 
-MIXING = [written, placed, looked_up, chosen, looped, sorted_by]
+@jax.custom_jvp
+def straight_through(h):
+    return jnp.sign(h)
+
+
+@straight_through.defjvp
+def _(primals, tangents):
+    weights = jax.nn.softmax(primals[0])
+    along = weights * tangents[0]
+    return jnp.sign(primals[0]), along - weights * along.sum(axis=-1, keepdims=True)
+
+
+@jax.custom_jvp
+def centred(h):
+    return 1 * h
+
+
+@centred.defjvp
+def _(primals, tangents):
+    return primals[0], tangents[0] - tangents[0].mean(axis=-1, keepdims=True)
+
+
+MIXING = [straight_through, centred, written, placed, looked_up, chosen, looped, sorted_by]
 
 
 @pytest.mark.parametrize("mix", MIXING, ids=lambda mix: mix.__name__)
@@ -147,6 +171,13 @@ def test_whatever_mixes_units_is_dense(mix):
     expected = jax.jit(lambda params: backward(cell, params, xs, targets, jnp.ones((ROWS, 3), bool)))(params)
     assert_close(tuple(found), expected)
     assert carry.influence[0].shape == (ROWS, 3, 3)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_pointwise_activations_leave_units_alone(name):
+    cell = Mixing(2, 3, mix=lambda h: activation(name)(h) + jax.lax.stop_gradient(h.sum(axis=-1, keepdims=True)))
+    form = form_of(cell, cell.init(jax.random.key(0)), (ROWS,), "rtrl")
+    assert form.size == (None if "softmax" in name else 3)
 
 
 @pytest.mark.slow
