@@ -59,7 +59,7 @@ class Bidirectional(SequenceLayer):
                 raise TypeError(f"Bidirectional needs a layer as {name}, got {layer!r}.")
         if self.merge != "both":
             check_merge(self, self.merge)
-        if self.forward.input_rank != self.backward.input_rank:
+        if self.forward.input_rank != self.backward.input_rank and not any(layer.any_rank for layer in self._readers):
             raise ValueError(
                 f"Bidirectional reads one input twice, but {self.forward} reads rank {self.forward.input_rank} and "
                 f"{self.backward} rank {self.backward.input_rank}."
@@ -75,7 +75,15 @@ class Bidirectional(SequenceLayer):
 
     @property
     def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.forward.input_rank
+        return self._fixing.input_rank
+
+    @property
+    def any_rank(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._fixing.any_rank
+
+    @property
+    def output_rank(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._fixing.output_rank if self.merge != "both" else None
 
     @property
     def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -116,7 +124,7 @@ class Bidirectional(SequenceLayer):
         return self._each(lambda layer, p: layer.map_layers(function, p), params)
 
     def zero_input(self, params: Any, batch_shape: tuple[int, ...] = ()) -> Any:
-        return self.forward.zero_input(params.forward, batch_shape)
+        return self._fixing.zero_input(params.backward if self.forward.any_rank else params.forward, batch_shape)
 
     def output_run(self, run: Run) -> Run:
         return self.forward.output_run(run)
@@ -133,6 +141,11 @@ class Bidirectional(SequenceLayer):
             backward, backward_ys = self.backward._unroll(params.backward, xs, state.backward, from_end)
         ys = Both(forward_ys, backward_ys)
         return Both(forward, backward), ys if self.merge == "both" else merged(self, self.merge, ys)
+
+    @property
+    def _fixing(self) -> SequenceLayer:
+        """The layer that fixes the rank of the inputs."""
+        return self.backward if self.forward.any_rank else self.forward
 
     @property
     def _readers(self) -> tuple[SequenceLayer, SequenceLayer]:

@@ -29,7 +29,9 @@ class ReNet(Sequential):
     (2, 7, 5, 8)
     """
 
+    any_rank = False  # pyright: ignore[reportAssignmentType]
     input_rank = 2  # pyright: ignore[reportAssignmentType]
+    output_rank = 2  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,6 +104,7 @@ class Grid(Layers):
     """
 
     input_rank = 2
+    output_rank = 2
 
     merge: Literal["concatenate", "sum", "mean", "product"] = "concatenate"
 

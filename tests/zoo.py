@@ -167,6 +167,12 @@ ZOO: dict[str, Line] = {
     "one_hot": Line(js.OneHot(4)),
     "embed": Line(js.Embed(4, 3)),
     "dense": Line(js.Dense(2, 3)),
+    "pointwise_images": Line(
+        js.Stack(
+            (js.Dropout(0.5), js.Residual(js.Stack((js.FeatureNorm(2), js.Dense(2, 3), js.ConvGRU((2, 3, 3), 2)))))
+        ),
+        noisy=True,
+    ),
     "feature_norm": Line(js.Residual(js.Stack((js.FeatureNorm(3), js.MinGRU(3, 3))))),
     "feature_norm_rms": Line(js.FeatureNorm(3, kind="rms")),
     "concatenate": Line(js.Concatenate((2, 3))),

@@ -66,6 +66,10 @@ class Convolutional(Cell):
         return len(self.input_shape)
 
     @property
+    def output_rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.input_rank
+
+    @property
     def input_size(self) -> int:
         return self.input_shape[-1]
 

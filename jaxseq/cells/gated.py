@@ -48,6 +48,7 @@ class Recurrent(Cell):
     """
 
     gates: ClassVar[tuple[str, ...]]
+    output_rank = 1
 
     input_size: int
     hidden_size: int

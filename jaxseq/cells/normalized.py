@@ -74,6 +74,8 @@ class FeatureNorm(Pointwise):
     (5, 1)
     """
 
+    any_rank = True
+
     size: int
     _: dataclasses.KW_ONLY
     kind: Literal["layer", "rms"] = "layer"

@@ -58,6 +58,7 @@ class OneHot(Pointwise):
     """
 
     input_rank = 0
+    output_rank = 1
 
     size: int
 
@@ -95,6 +96,7 @@ class Embed(Pointwise):
     """
 
     input_rank = 0
+    output_rank = 1
 
     vocab_size: int
     size: int
@@ -140,6 +142,8 @@ class Dense(Pointwise):
     (4, 3)
     """
 
+    any_rank = True
+
     input_size: int
     output_size: int
 
@@ -169,6 +173,8 @@ class Concatenate(Pointwise):
     >>> ys.shape
     (4, 3)
     """
+
+    output_rank = 1
 
     sizes: tuple[int, ...]
 
@@ -210,7 +216,8 @@ def check_parts(cell: Pointwise, x: Any, sizes: tuple[int, ...], dtype: Any = No
 class Map(Pointwise):
     """A function of each step, without parameters: a name of an activation, or a module-level function `x -> y`.
 
-    `input_rank` is the rank of x without its batch axes, a tuple of ranks if x is a tuple.
+    `input_rank` is the rank of x without its batch axes, a tuple of ranks if x is a tuple. A named
+    activation of rank 1 stands before images as well; a function then needs their rank, `Map(function, 3)`.
 
     >>> Map("relu").unroll((), jnp.array([[-1.0, 2.0]]))[1].tolist()
     [[0.0, 2.0]]
@@ -224,6 +231,10 @@ class Map(Pointwise):
         ranks = self.input_rank if isinstance(self.input_rank, tuple) else (self.input_rank,)
         if ranks != (None,) and not all(isinstance(rank, int) and rank >= 0 for rank in ranks):
             raise ValueError(f"Map needs a rank, or a tuple of ranks, as input_rank, got {self.input_rank!r}.")
+
+    @property
+    def any_rank(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.keeps_size and self.input_rank == 1
 
     @property
     def keeps_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

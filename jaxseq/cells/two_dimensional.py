@@ -41,6 +41,7 @@ class Recurrent2D(Cell):
 
     gates: ClassVar[tuple[str, ...]]
     input_rank = 2
+    output_rank = 2
 
     input_shape: tuple[int, int]
     hidden_size: int

@@ -61,6 +61,8 @@ class Conditioned(Extended):
     True
     """
 
+    any_rank = False  # pyright: ignore[reportAssignmentType]
+
     size: int
     _: dataclasses.KW_ONLY
     input: Literal["concatenate", "add"] | None = "concatenate"

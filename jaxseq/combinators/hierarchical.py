@@ -43,6 +43,8 @@ class Hierarchical(Stack):
     """
 
     input_names = ("x", "boundary")  # pyright: ignore[reportAssignmentType]
+    any_rank = False  # pyright: ignore[reportAssignmentType]
+    output_rank = 1  # pyright: ignore[reportAssignmentType]
     keeps_size = False  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:

@@ -50,6 +50,7 @@ class Dropout(Pointwise):
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
 
+    any_rank = True
     keeps_size = True
 
     rate: float

@@ -1,5 +1,6 @@
 """Layers one after another."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from jaxseq.cells.pointwise import Pointwise
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Run, SequenceLayer
+from jaxseq.core.wrapper import Wrapper
 
 
 class Layers(SequenceLayer):
@@ -76,7 +79,9 @@ class Layers(SequenceLayer):
 class Sequential(Layers):
     """Layers one after another, each reading what the one before gives; params and states are tuples.
 
-    It only unrolls; `Stack` also steps. Where sizes are known the chain is checked when it is built.
+    It only unrolls; `Stack` also steps. Where sizes and ranks are known the chain is checked when it is built. It reads
+    inputs of the rank of its first layer that is made for one: before an image layer, `Dense`, `FeatureNorm`,
+    `Dropout` and named activations read the channels of images.
 
     >>> import jax.numpy as jnp, jaxseq as js
     >>> layer = Sequential((js.LSTM(2, 3), js.Dense(3, 1)))
@@ -90,20 +95,41 @@ class Sequential(Layers):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        size = None  # of what a layer is given
+        size, rank = None, None  # of what a layer is given
         for index, layer in enumerate(self.layers):
             if size is not None and layer.input_rank == 0:
                 raise ValueError(f"{name}: {layer} (number {index}) reads tokens, but it is given {size} features.")
+            self._check_rank(index, rank)
             needs = getattr(layer, "input_size", None)
             if not _fits(size, needs):
                 raise ValueError(f"{name}: {layer} (number {index}) needs {needs} features, but it is given {size}.")
             if not layer.keeps_size or size is None:
                 size = getattr(layer, "output_size", None)
             size = jax.tree.map(lambda size: size * self._joined, size)
+            rank = _rank_after(layer, self._rank if index == 0 else rank)
+
+    @property
+    def _rank(self) -> Any:
+        """The rank of what the first layer reads."""
+        rank = self.layers[self._fixing].input_rank
+        return rank if isinstance(rank, int) and rank else self.layers[0].input_rank
 
     @property
     def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.layers[0].input_rank
+        return self._rank
+
+    @property
+    def any_rank(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(layer.any_rank for layer in self.layers)
+
+    @property
+    def output_rank(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return functools.reduce(lambda rank, layer: _rank_after(layer, rank), self.layers, self._rank)
+
+    @property
+    def _fixing(self) -> int:
+        """Which layer fixes the rank of the inputs: the first one that does not read any."""
+        return next((index for index, layer in enumerate(self.layers) if not layer.any_rank), 0)
 
     @property
     def input_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -124,8 +150,13 @@ class Sequential(Layers):
 
     def zero_input(self, params: tuple[Any, ...], batch_shape: tuple[int, ...] = ()) -> Any:
         self._check(params)
-        first = _telling(self.layers, "input_size")
-        zero, dtype = self.layers[first].zero_input(params[first], batch_shape), errors.float_dtype(params)
+        first, fixing = _telling(self.layers, "input_size"), self._fixing
+        if first < fixing and self.input_rank != 1:  # the one knows the features, the other the places
+            zero = self.layers[fixing].zero_input(params[fixing], batch_shape)
+            zero = jnp.zeros((*zero.shape[:-1], self.input_size), zero.dtype)
+        else:
+            zero = self.layers[first].zero_input(params[first], batch_shape)
+        dtype = errors.float_dtype(params)
 
         def cast(leaf):  # a first layer without params does not know the dtype
             return leaf.astype(dtype) if dtype and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -144,15 +175,45 @@ class Sequential(Layers):
         for index, layer in enumerate(self.layers):
             xs, run = self._between(xs, run) if index else (xs, run)
             own = run._replace(keys=None if run.keys is None else run.keys[:, index])
+            if index and hasattr(xs, "ndim"):
+                self._check_rank(index, xs.ndim - 1 - len(run.batch_shape))
             with jax.named_scope(f"{index}_{type(layer).__name__}"):
                 last, xs = layer._unroll(params[index], xs, state[index], own)
             run = layer.output_run(run)
             states.append(last)
         return tuple(states), xs
 
+    def _check_rank(self, index: int, given: Any) -> None:
+        """Raises ValueError if a layer is given inputs of another rank than it reads, as far as both are known."""
+        layer = self.layers[index]
+        reads = layer.input_rank
+        known = isinstance(given, int) and isinstance(reads, int)
+        if known and given != reads and not layer.any_rank and not (reads and _takes_all(layer)):
+            raise ValueError(
+                f"{type(self).__name__}: {layer} (number {index}) reads {_kind(reads)}, but it is given "
+                f"{_kind(given)}: put Map(function, {given}) between, with a function from the one to the other; a "
+                f'chain whose own inputs are {_kind(reads)} can begin with Map("identity", {reads}).'
+            )
+
     def _between(self, xs: Any, run: Run) -> tuple[Any, Run]:
         """What the next layer reads, of the outputs of the one before."""
         return xs, run
+
+
+def _rank_after(layer: SequenceLayer, given: Any) -> Any:
+    """The rank of what a layer gives, given inputs of a rank; None where it is not known."""
+    return given if layer.any_rank or layer.keeps_size else layer.output_rank
+
+
+def _takes_all(layer: SequenceLayer) -> bool:
+    """Whether a layer begins with a function of one's own, which takes what it takes."""
+    if isinstance(layer, Sequential):
+        return _takes_all(layer.layers[layer._fixing])
+    return _takes_all(layer.cell) if isinstance(layer, Wrapper) else isinstance(layer, Pointwise)
+
+
+def _kind(rank: int) -> str:
+    return {0: "tokens", 1: "vectors", 2: "rows", 3: "images"}.get(rank, "arrays") + f" (rank {rank})"
 
 
 def _fits(given: Any, needed: Any) -> bool:

@@ -140,6 +140,9 @@ class TimeSkip(Wrapper):
     (20, 3)
     """
 
+    any_rank = False  # pyright: ignore[reportAssignmentType]
+    free_state = False
+
     cell: Cell
     steps: int
 

@@ -101,6 +101,7 @@ class States(Wrapper):
     """
 
     keeps_size = False  # pyright: ignore[reportAssignmentType]
+    output_rank = None  # pyright: ignore[reportAssignmentType]
     output_size = None  # pyright: ignore[reportAssignmentType]
 
     cell: Cell
@@ -132,6 +133,7 @@ class Feedback(Wrapper):
     (3, 2)
     """
 
+    any_rank = False  # pyright: ignore[reportAssignmentType]
     keeps_size = False  # pyright: ignore[reportAssignmentType]
 
     cell: Cell

@@ -47,10 +47,13 @@ class SequenceLayer(abc.ABC):
     What a subclass may declare: `input_rank`, the rank of one step's input, without batch and time (0 for tokens, 1,
     the default, for vectors, 3 for images; for a tree of inputs the tree of their ranks, such as
     `{"word": 0, "features": 1}`; None for no inputs); and `input_size` (of features, or of the vocabulary of tokens)
-    and `output_size`, fields or properties, by which chains are checked.
+    and `output_size`, fields or properties, by which chains are checked; `any_rank = True` if it reads the last axis
+    alone, so that before images in a chain it reads images; and `output_rank`, by which chains are checked as well.
     """
 
     input_rank: ClassVar[Any] = 1
+    any_rank: ClassVar[bool] = False  # a chain takes the rank of the first layer that is not so
+    output_rank: ClassVar[int | None] = None  # of one step's output; None where it is not known
     input_names: ClassVar[tuple[str, ...]] = ()  # of the parts of a tuple of inputs, for messages
     keeps_size: ClassVar[bool] = False  # one step's output has the shape of its input
 

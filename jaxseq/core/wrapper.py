@@ -59,6 +59,14 @@ class Wrapper(Cell):
         return self.cell.input_rank
 
     @property
+    def any_rank(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cell.any_rank
+
+    @property
+    def output_rank(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cell.output_rank
+
+    @property
     def input_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.cell.input_names
 
