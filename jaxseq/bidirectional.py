@@ -58,7 +58,7 @@ class Bidirectional(SequenceLayer):
             if not isinstance(layer, SequenceLayer):
                 raise TypeError(f"Bidirectional needs a layer as {name}, got {layer!r}.")
         if self.merge != "both":
-            check_merge(self, self.merge)
+            check_merge(self, self.merge, "both")
         if self.forward.input_rank != self.backward.input_rank and not any(layer.any_rank for layer in self._readers):
             raise ValueError(
                 f"Bidirectional reads one input twice, but {self.forward} reads rank {self.forward.input_rank} and "
@@ -164,10 +164,10 @@ class Bidirectional(SequenceLayer):
             raise TypeError(f"Bidirectional needs params Both(forward, backward), got {errors.shape_of(params)}.")
 
 
-def check_merge(layer: SequenceLayer, merge: Any) -> None:
-    """Raises ValueError unless `merge` is the name of a way to merge."""
+def check_merge(layer: SequenceLayer, merge: Any, *others: str) -> None:
+    """Raises ValueError unless `merge` is the name of a way to merge; `others` are further names that it could be."""
     if merge not in _MERGES:
-        raise ValueError(f"{type(layer).__name__} merges by {', '.join(_MERGES)}, got {merge!r}.")
+        raise ValueError(f"{type(layer).__name__} merges by {', '.join((*_MERGES, *others))}, got {merge!r}.")
 
 
 def merged(layer: SequenceLayer, merge: str, outputs: Sequence[Any]) -> Any:

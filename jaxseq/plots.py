@@ -57,6 +57,8 @@ def gradient_flow(norms: Mapping[str, Any]) -> Any:
     >>> gradient_flow({"Elman": flow}).axes[0].get_yscale()
     'log'
     """
+    if not isinstance(norms, Mapping):
+        raise TypeError(f'gradient_flow needs norms by name, {{"name": norms}}, got {type(norms).__name__}.')
     figure, axes = _axes(xlabel="step", ylabel="norm of dL/dh", yscale="log")
     for name, values in norms.items():
         rows = np.asarray(values, np.float64).reshape(-1, np.shape(values)[-1])

@@ -95,7 +95,8 @@ def _pool(name: str, leaf: Callable[..., Array], ys: Any, mask: Array | None, ra
                 "output, such as rank=1 for vectors or rank=3 for images."
             )
         if rank is None:
-            rank = 1 if mask is None else builtins.max(0, y.ndim - jnp.ndim(mask))
+            lengths = mask is not None and jnp.result_type(mask) != jnp.bool_ and jnp.ndim(mask) == y.ndim - 2
+            rank = 1 if mask is None or lengths else builtins.max(0, y.ndim - jnp.ndim(mask))
         if not 0 <= rank < y.ndim:
             raise ValueError(
                 f"{name} needs outputs [*batch, time] with {rank} more axes (rank={rank}), got {errors.shape_of(y)}: "

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,9 @@ class ClockworkRNN(Elman):
     def __post_init__(self) -> None:
         super().__post_init__()
         periods: Any = self.periods
+        if isinstance(periods, tuple) and all(isinstance(period, numbers.Integral) for period in periods):
+            periods = tuple(period if isinstance(period, bool) else int(period) for period in periods)
+            object.__setattr__(self, "periods", periods)
         whole = isinstance(periods, tuple) and periods and all(type(period) is int for period in periods)
         if not whole or periods[0] < 1 or any(a >= b for a, b in itertools.pairwise(periods)):
             raise ValueError(f"ClockworkRNN needs increasing periods of at least 1 step, (1, 2, 4), got {periods!r}.")

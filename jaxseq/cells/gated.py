@@ -165,9 +165,15 @@ class GatedWrapper(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.cell, (Gated, GatedWrapper)):
+            name, inner = type(self).__name__, type(self.cell).__name__
+            cure = "its products are not plain"
+            if isinstance(self.cell, Wrapper):
+                cure = f"{name} goes next to the cell, {inner}({name}(cell))"
+            elif hasattr(self.cell, "layers"):
+                cure = f"it goes around the cells inside of {inner}"
             raise TypeError(
-                f"{type(self).__name__} works on the products of a gated cell (a subclass of Gated, such as LSTM or "
-                f"GRU), but {self.cell} is none: in a Stack it goes around the cells inside."
+                f"{name} works on the products of a gated cell (a subclass of Gated, such as LSTM or GRU), but "
+                f"{self.cell} is none: {cure}."
             )
 
     def check(self, params: Any, state: Any, x: Array) -> None:

@@ -85,8 +85,7 @@ class FeatureNorm(Pointwise):
         super().__post_init__()
         if self.kind not in ("layer", "rms"):
             raise ValueError(f'FeatureNorm needs kind="layer" or "rms", got {self.kind!r}.')
-        if not self.epsilon > 0:
-            raise ValueError(f"FeatureNorm needs epsilon > 0, got {self.epsilon}.")
+        errors.check_epsilon(self, self.epsilon)
 
     @property
     def input_size(self) -> int:
@@ -97,6 +96,7 @@ class FeatureNorm(Pointwise):
         return self.size
 
     def init(self, key: Array) -> FeatureNormParams:
+        errors.check_key(self, key)
         return FeatureNormParams(jnp.ones(self.size), jnp.zeros(self.size) if self.kind == "layer" else None)
 
     def axes(self) -> Any:
@@ -145,6 +145,10 @@ class LayerNormLSTM(LSTM):
 
     _: dataclasses.KW_ONLY
     epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        errors.check_epsilon(self, self.epsilon)
 
     def init(self, key: Array) -> LayerNormLSTMParams:
         input_kernel, recurrent_kernel, bias = super().init(key)

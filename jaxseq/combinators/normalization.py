@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxseq.cells.clockwork import connected
 from jaxseq.cells.gated import GATED_AXES, Gated, GatedWrapper
 from jaxseq.cells.normalized import normalized_products
+from jaxseq.core import errors
 from jaxseq.core.kernels import Role, kernel_axes, map_kernels
 from jaxseq.core.precision import widen
 from jaxseq.core.wrapper import Extended, Wrapper
@@ -55,10 +56,13 @@ class LayerNorm(GatedWrapper, Extended):
                 "FeatureNorm(size) normalises features."
             )
         super().__post_init__()
+        errors.check_epsilon(self, self.epsilon)
         if not isinstance(self.cell, Gated) or type(self.cell).products is not Gated.products:
+            name, inner = type(self).__name__, type(self.cell).__name__
+            wrapped = isinstance(self.cell, Wrapper)
+            cure = f"{name} goes next to the cell, {inner}({name}(cell))" if wrapped else "they are not plain"
             raise TypeError(
-                f"{type(self).__name__} normalises the plain products of a gated cell, but {self.cell} has others: "
-                f"of several wrappers {type(self).__name__} goes next to the cell."
+                f"{name} normalises the plain products of a gated cell, but {self.cell} has others: {cure}."
             )
 
     def init(self, key: Array) -> LayerNormParams:
@@ -96,6 +100,10 @@ class Multiplied(NamedTuple):
     stored: Any
 
 
+class MultipliedDrawn(Multiplied):
+    """`Multiplied` whose cell holds the noise of a sequence, which a memory attached later leaves as it is."""
+
+
 class Reparametrized(Wrapper):
     """A wrapper whose `kernels` computes the params of the cell; before it draws its noise, or attaches a memory."""
 
@@ -106,10 +114,12 @@ class Reparametrized(Wrapper):
     def inner(self, params: Any) -> Any:
         return params.cell if isinstance(params, Multiplied) else self.kernels(params)
 
-    def draw(self, params: Any, key: Array) -> Multiplied:
-        return Multiplied(self.cell.draw(self.inner(params), key), _stored(params))
+    def draw(self, params: Any, key: Array) -> MultipliedDrawn:
+        return MultipliedDrawn(self.cell.draw(self.inner(params), key), _stored(params))
 
     def attach(self, params: Any, memory: Any, mask: Any = None) -> Any:
+        if isinstance(params, MultipliedDrawn):
+            return params._replace(cell=self.cell.attach(params.cell, memory, mask))
         stored = _stored(params)
         if memory is None:
             return stored
@@ -136,6 +146,7 @@ class WeightNorm(Reparametrized, Extended):
 
     It takes any layer, a Stack too, that has kernels: arrays whose first axis is "input" or "recurrent" in `axes()`.
     `scales` holds g for each of them, in the order of the params. They start at |v|, so the layer computes what it did.
+    A unit whose weights start at 0 has no direction, and stays there: draw its kernel otherwise.
 
     T. Salimans and D. P. Kingma, Weight normalization, NeurIPS 2016.
 
@@ -171,8 +182,9 @@ class WeightNorm(Reparametrized, Extended):
 
         def scale(index, kernel):
             axes = self._features[index]
-            factor = next(scales) / _length(kernel, axes)
-            return kernel * jnp.broadcast_to(jnp.expand_dims(factor, axes), kernel.shape)
+            wide = widen(kernel)
+            factor = widen(next(scales)) / _length(wide, axes)
+            return (wide * jnp.broadcast_to(jnp.expand_dims(factor, axes), wide.shape)).astype(kernel.dtype)
 
         return map_kernels(self.cell, params.cell, scale, "input", "recurrent")
 
@@ -189,7 +201,7 @@ class WeightNorm(Reparametrized, Extended):
         lengths = []
 
         def measure(index, kernel):
-            lengths.append(_length(kernel, self._features[index]))
+            lengths.append(_length(widen(kernel), self._features[index]).astype(kernel.dtype))
             return kernel
 
         map_kernels(self.cell, params, measure, "input", "recurrent")

@@ -132,6 +132,13 @@ def check_key(layer: Any, key: Any) -> None:
         raise TypeError(f"{layer} needs one key, such as jax.random.key(0), got {got}.")
 
 
+def check_epsilon(layer: Any, epsilon: float) -> None:
+    """Raises ValueError unless `epsilon`, added to a mean of squares, is finite and not 0 in float32."""
+    least = float(jnp.finfo(jnp.float32).tiny)
+    if not least <= epsilon < float("inf"):
+        raise ValueError(f"{type(layer).__name__} needs a finite epsilon of at least {least:.1e}, got {epsilon}.")
+
+
 def check_initial_state(layer: Any, state: Any, single: Any, batch_shape: tuple[int, ...]) -> None:
     """Raises unless `initial_state` puts the batch axes before those of the state `single` of one sequence."""
     for leaf, one in zip(jax.tree.leaves(state), jax.tree.leaves(single), strict=True):

@@ -70,4 +70,6 @@ def axis_names(layer: SequenceLayer) -> list[tuple[str | None, ...]]:
 def check_count(layer: SequenceLayer, params: Params, count: int) -> None:
     """Raises ValueError unless the params have so many leaves."""
     if len(jax.tree.leaves(params)) != count:
+        if len(jax.tree.leaves(layer.attach(params, None))) == count:
+            raise ValueError(f"{layer} got params that hold an attached vector: give those of init.")
         raise ValueError(f"{layer} got params of another layer: {errors.shape_of(params)}.")
