@@ -38,11 +38,11 @@ def public_objects(module: types.ModuleType) -> Iterator[tuple[str, object]]:
 def public_methods(owner: type, path: str) -> Iterator[tuple[str, object]]:
     """The methods and properties of a class, also those of bases that jaxseq does not export.
 
-    Sizes, a field of one layer and a property of another, are explained once, by `SequenceLayer`.
+    Sizes and ranks, fields of one layer and properties of another, are explained once, by `SequenceLayer`.
     """
     for base in owner.__mro__:
         for name, value in public(vars(base)):
-            if name in ("input_size", "output_size"):
+            if name in ("input_size", "output_size", "output_rank"):
                 continue
             if base.__module__.startswith("jaxseq") and isinstance(value, (types.FunctionType, classmethod, property)):
                 yield f"{path}.{name}", getattr(owner, name)

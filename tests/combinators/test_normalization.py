@@ -210,7 +210,7 @@ def test_feature_norm_in_bfloat16_sums_in_float32(kind):
 def test_feature_norm_errors():
     with pytest.raises(ValueError, match="kind=.* got 'batch'"):
         js.FeatureNorm(3, kind="batch")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="epsilon > 0, got 0.0"):
+    with pytest.raises(ValueError, match="needs a finite epsilon of at least 1.2e-38, got 0.0"):
         js.FeatureNorm(3, epsilon=0)
     with pytest.raises(ValueError, match="got inputs with 4 features"):
         js.FeatureNorm(3).unroll(js.FeatureNorm(3).init(jax.random.key(0)), jnp.ones((2, 4)))
