@@ -169,7 +169,8 @@ class TransformerBlock(Cell):
         seen_keys, seen_values = (jnp.concatenate(pair, axis) for pair in zip(before, (keys, values), strict=True))
         ys = self._finish(params, packed, _banded(query, seen_keys, seen_values, segments, self.window))
         lost = _reached(jnp.concatenate([~whole, ~finite], axis), segments, self.window)[..., self.window :]
-        ys, keys, values = _nan_where(lost, ys), _nan_where(~finite, keys), _nan_where(~finite, values)
+        ys = masks.lose(lost, ys, packed, params)
+        keys, values = masks.lose(~finite, (keys, values), packed, params)
 
         # in each place of the cache the last step that wrote there, counted back from the last one that was read
         back = 1 + (order.last_position[..., None] - 1 - places) % self.window
@@ -219,10 +220,6 @@ def _norm(x: Array, scale: Array) -> Array:
     wide = widen(x)
     normal = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-6)
     return normal.astype(x.dtype) * jnp.broadcast_to(scale, x.shape)
-
-
-def _nan_where(flags: Array, values: Array) -> Array:
-    return masks.select(flags, jnp.full_like(values, jnp.nan), values)
 
 
 def _reached(flags: Bool[Array, "*batch step"], segments: Array, window: int) -> Bool[Array, "*batch step"]:

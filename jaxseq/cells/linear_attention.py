@@ -99,7 +99,7 @@ class LinearAttention(Cell):
     def _unroll(self, params: Any, xs: Array, state: Any, run: Run) -> Any:
         if not run.length:
             return super()._unroll(params, xs, state, run)
-        return masks.contain(lambda xs, state: self._by_chunks(params, xs, state, run), xs, state, run)
+        return masks.contain(lambda xs, state: self._by_chunks(params, xs, state, run), params, xs, state, run)
 
     def _by_chunks(self, params: Any, xs: Array, state: Any, run: Run) -> Any:
         terms, reset = self.terms(params, xs), run.reset

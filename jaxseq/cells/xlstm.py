@@ -194,7 +194,7 @@ class MLSTM(Recurrent):
     def _unroll(self, params: MLSTMParams, xs: Array, state: MLSTMState, run: Run) -> Any:
         if not (isinstance(run.length, int) and run.length > 0):  # none, or a symbol
             return super()._unroll(params, xs, state, run)
-        return masks.contain(lambda xs, state: self._by_chunks(params, xs, state, run), xs, state, run)
+        return masks.contain(lambda xs, state: self._by_chunks(params, xs, state, run), params, xs, state, run)
 
     def _by_chunks(self, params: MLSTMParams, xs: Array, state: MLSTMState, run: Run) -> Any:
         keep = jnp.ones_like(xs[..., 0], bool) if run.keep is None else run.keep

@@ -1,6 +1,5 @@
 """What happens at padded steps and at the starts of segments: one meaning for every layer."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +56,25 @@ def hold(step: Callable[..., Any], start: Any) -> Callable[..., Any]:
     return held
 
 
-def contain(unroll: Callable[[Array, Any], tuple[Any, Array]], xs: Array, state: Any, run: Any) -> tuple[Any, Array]:
+def lose(flags: Bool[Array, "*batch"], values: Any, xs: Array, params: Any) -> Any:
+    """`values` where not `flags`, else NaN, whose gradients with respect to inputs `[*batch, feature]` and params are
+    not finite either: checks of gradients find what a loss lost. What has no effect on the loss has none on them.
+    """
+    floats = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    total = xs.sum(axis=-1) + sum(jnp.sum(leaf).astype(xs.dtype) for leaf in floats)
+    huge = jnp.where(flags, jnp.finfo(xs.dtype).max, jnp.ones_like(total))
+    nan = total * huge * huge + jnp.nan  # twice, so that a cotangent overflows unless it is 0
+
+    def leaf(array):
+        spoilt = jnp.expand_dims(nan.astype(array.dtype), tuple(range(flags.ndim, array.ndim)))
+        return select(flags, spoilt, array)
+
+    return jax.tree.map(leaf, values)
+
+
+def contain(
+    unroll: Callable[[Array, Any], tuple[Any, Array]], params: Any, xs: Array, state: Any, run: Any
+) -> tuple[Any, Array]:
     """`unroll(xs, state) -> (state, ys)` for products over many steps, in which 0 * NaN would reach all of them.
 
     A step whose inputs are not finite is read as zeros. The outputs from there to the next reset are NaN, and so is
@@ -72,9 +89,8 @@ def contain(unroll: Callable[[Array, Any], tuple[Any, Array]], xs: Array, state:
         events = jnp.where(finite & run.reset, 2 * order, events)
     lost = jax.lax.cummax(events, axis=0, reverse=run.reverse) % 2 == 1
     state, ys = unroll(zero_unless(finite, xs), state)
-    nan = functools.partial(jax.tree.map, lambda leaf: jnp.full_like(leaf, jnp.nan))
-    shown = lost if run.keep is None else lost & run.keep
-    return select(lost[0 if run.reverse else -1], nan(state), state), select(shown, nan(ys), ys)
+    shown, last = lost if run.keep is None else lost & run.keep, 0 if run.reverse else -1
+    return lose(lost[last], state, xs[last], params), lose(shown, ys, xs, params)
 
 
 def reset_where(cell: Any, params: Any, state: Any, done: Bool[Array, "*batch"]) -> Any:

@@ -86,3 +86,29 @@ def test_a_state_that_is_lost_ends_at_a_reset(name):
         return out["state"], out["ys"], at(out["xs"], np.s_[:, STARTS[0] :])
 
     assert_same(run(jax.tree.map(lambda leaf: leaf * jnp.nan if is_real(leaf) else leaf, start)), run(start))
+
+
+@pytest.mark.parametrize("name", ["gated_linear_attention", "gated_delta_net", "mlstm", "transformer"])
+def test_what_loses_the_loss_loses_the_gradient(name):
+    """NaN in a loss is found in the gradients, and a loss without the lost document has finite ones."""
+    layer = zoo.ZOO[name].layer
+    params, xs = given(layer, zoo.ZOO[name].memory)
+    xs = xs.at[:, SPOILED].set(jnp.nan)
+    reset = jnp.zeros((ROWS, TIME), bool).at[:, np.array(STARTS)].set(True)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def gradients(weights, params, xs):
+        def loss(params, xs):
+            ys = layer.unroll(params, xs, reset=reset)[1]
+            return jnp.where(weights[:, None] > 0, ys, 0).sum(where=weights[:, None] > 0)
+
+        return jax.value_and_grad(loss, (0, 1))(params, xs)
+
+    others = np.array([1, 1, 0, 0, 1, 1])
+    value, (of_params, of_xs) = gradients(np.ones(TIME), params, xs)
+    assert np.isnan(value)
+    assert not any(np.isfinite(leaf).all() for leaf in jax.tree.leaves(of_params))
+    clean, (clean_params, clean_xs) = gradients(others, params, xs)
+    assert np.isfinite(clean) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((clean_params, clean_xs)))
+    np.testing.assert_allclose(of_xs[:, others > 0], clean_xs[:, others > 0], rtol=1e-12)
+    assert not np.isfinite(of_xs[:, SPOILED]).any() or name == "transformer"
