@@ -117,7 +117,7 @@ def test_a_reach_of_the_whole_sequence_is_full_back_propagation():
 def test_any_cell_reads_as_ever(cell):
     """With two batch axes, masks, resets and a key."""
     params, key = cell.init(jax.random.key(0)), jax.random.key(1)
-    xs = zoo.inputs(cell, key, (2, ROWS, TIME))
+    xs = zoo.inputs(cell, np.random.default_rng(4), (2, ROWS, TIME))
     mask = jax.random.bernoulli(jax.random.key(2), 0.7, (2, ROWS, TIME))
     reset = jax.random.bernoulli(jax.random.key(3), 0.2, (2, ROWS, TIME))
     options = {"mask": mask, "reset": reset, "key": key}
