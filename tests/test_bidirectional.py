@@ -152,7 +152,7 @@ def test_errors():
     elman = js.Elman(2, 3)
     with says(TypeError, "Bidirectional needs a layer as backward, got 3"):
         js.Bidirectional(elman, 3)
-    with says(ValueError, "Bidirectional merges by concatenate, sum, mean, product, got 'max'"):
+    with says(ValueError, "Bidirectional merges by concatenate, sum, mean, product, both, got 'max'"):
         js.Bidirectional(elman, elman, merge="max")
     with says(ValueError, "its layers need 2 and 4 features"):
         js.Bidirectional(elman, js.Elman(4, 3))
