@@ -13,13 +13,14 @@ class Line(NamedTuple):
     """A layer under the laws.
 
     `noisy` if a key changes what it does, `frozen` if its params get no gradient, `memory` the size of a vector to
-    attach.
+    attach, `pairs` if it joins pairs of steps: it takes no resets, and a gap is not as if the step were not there.
     """
 
     layer: js.SequenceLayer
     noisy: bool = False
     frozen: bool = False
     memory: int | None = None
+    pairs: bool = False
 
 
 class CounterState(NamedTuple):
@@ -232,6 +233,7 @@ ZOO: dict[str, Line] = {
     "mixed_precision": Line(js.MixedPrecision(js.LSTM(2, 3))),
     "skip": Line(js.Stack((js.Skip(js.Elman(2, 3)), js.Skip(js.GRU(5, 2))))),
     "highway": Line(js.Highway(js.LSTM(2, 2))),
+    "pyramid": Line(js.Pyramid((js.Elman(2, 3), js.Stack((js.Dropout(0.5), js.GRU(6, 2))))), noisy=True, pairs=True),
     "elman_2d": Line(js.Elman2D((3, 2), 2, activation="softplus")),
     "lstm_2d": Line(js.LSTM2D((2, 1), 2)),
     "grid": Line(js.Grid((*[js.LSTM2D((3, 1), 1)] * 3, js.Elman2D((3, 1), 2)))),

@@ -116,7 +116,7 @@ OVER_ROWS = NamedSharding(EXPLICIT, PartitionSpec("devices"))
 
 def example(name, rows=4):
     """The params, inputs, state, mask and resets of a line of the zoo."""
-    layer, memory = zoo.ZOO[name].layer, zoo.ZOO[name].memory
+    layer, _, _, memory, pairs = zoo.ZOO[name]
     random = np.random.default_rng(1)
     params = layer.init(jax.random.key(1))
     if memory is not None:
@@ -126,7 +126,8 @@ def example(name, rows=4):
         layer.initial_state(params, (rows,)),
     )
     xs = jax.tree.map(jnp.asarray, zoo.inputs(layer, random, (rows, 6)))
-    return params, xs, state, *jnp.asarray(random.uniform(size=(2, rows, 6)) < [[[0.7]], [[0.3]]])
+    mask, reset = jnp.asarray(random.uniform(size=(2, rows, 6)) < [[[0.7]], [[0.3]]])
+    return params, xs, state, mask, None if pairs else reset
 
 
 def with_gradients(layer, params, xs, state, mask, reset, key=None):
