@@ -267,7 +267,8 @@ def moved(tree, along, step):
 def slope(out, along):
     """The derivative along a direction, from what `with_gradients` gives."""
     gradients = jax.tree.leaves((out["params"], out["xs"], out["initial"]))
-    return sum((g * v).sum() for g, v in zip(gradients, jax.tree.leaves(along), strict=True) if is_real(g))
+    pairs = zip(gradients, jax.tree.leaves(along), strict=True)
+    return sum(((g * v).sum() for g, v in pairs if is_real(g)), start=0.0)
 
 
 @pytest.mark.parametrize("name", TRAINED)
