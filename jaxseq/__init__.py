@@ -17,8 +17,8 @@ Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
-To write your own: Cell, SequenceLayer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended. `help` of
-each has its equations, shapes and an example.
+To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended.
+`help` of each has its equations, shapes and an example.
 """
 
 from . import diagnostics as diagnostics
@@ -155,6 +155,7 @@ from .combinators.unrolling import Remat as Remat
 from .combinators.unrolling import States as States
 from .core.cell import Cell as Cell
 from .core.cell import SequenceLayer as SequenceLayer
+from .core.layer import Layer as Layer
 from .core.linear_scan import linear_scan as linear_scan
 from .core.masks import length_mask as length_mask
 from .core.masks import reset_where as reset_where

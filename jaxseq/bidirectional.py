@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Params, SequenceLayer
+from jaxseq.core.layer import Layer
 from jaxseq.core.unroll import Run
 
 _MERGES: dict[str, Callable[..., Any]] = {
@@ -120,7 +121,7 @@ class Bidirectional(SequenceLayer):
     def axes(self) -> Both:
         return Both(self.forward.axes(), self.backward.axes())
 
-    def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Any) -> Both:
+    def map_layers(self, function: Callable[[Layer, Params], Params], params: Any) -> Both:
         return self._each(lambda layer, p: layer.map_layers(function, p), params)
 
     def zero_input(self, params: Any, batch_shape: tuple[int, ...] = ()) -> Any:

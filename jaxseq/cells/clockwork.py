@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxseq.cells.elman import Elman
 from jaxseq.cells.gated import GatedParams
 from jaxseq.core.activations import activation
-from jaxseq.core.cell import Params, SequenceLayer
+from jaxseq.core.layer import Layer, Params
 from jaxseq.core.scan import scan
 from jaxseq.core.unroll import Run
 
@@ -153,6 +153,6 @@ class ClockworkRNN(Elman):
         return last, jnp.flip(hidden, axis=0) if reverse else hidden
 
 
-def connected(layer: SequenceLayer, params: Params) -> Params:
+def connected(layer: Layer, params: Params) -> Params:
     """For `map_layers`: those of a Clockwork RNN with 0 where a group does not read another, others as they are."""
     return layer.connected(params) if isinstance(layer, ClockworkRNN) else params

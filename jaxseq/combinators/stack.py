@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 from jaxseq.cells.pointwise import Pointwise
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Run, SequenceLayer
+from jaxseq.core.layer import Layer
 from jaxseq.core.wrapper import Wrapper
 
 
@@ -58,7 +59,7 @@ class Layers(SequenceLayer):
     def axes(self) -> tuple[Any, ...]:
         return tuple(layer.axes() for layer in self.layers)
 
-    def map_layers(self, function: Callable[[SequenceLayer, Any], Any], params: tuple[Any, ...]) -> tuple[Any, ...]:
+    def map_layers(self, function: Callable[[Layer, Any], Any], params: tuple[Any, ...]) -> tuple[Any, ...]:
         self._check(params)
         return tuple(layer.map_layers(function, p) for layer, p in zip(self.layers, params, strict=True))
 

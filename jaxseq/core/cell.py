@@ -1,30 +1,21 @@
 """The protocol: a layer unrolls over a whole sequence; a cell also advances one step, and the two agree."""
 
 import abc
-import dataclasses
 import inspect
-import numbers
 import operator
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform, final
+from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
 from jaxseq.core import errors
-from jaxseq.core.activations import Activation, activation
+from jaxseq.core.layer import Layer, Params
 from jaxseq.core.scan import scan
 from jaxseq.core.unroll import Run, unroll_checked, unroll_steps
 
-Params = Any
 State = Any
-
-# as types, and as text where the module of a cell defers its annotations
-_NUMBERS = (int, float, "int", "float")
-_NUMBERS_OR_NONE = (int | None, "int | None")
 
 
 def _takes(method: Any, count: int) -> bool:
@@ -36,13 +27,8 @@ def _takes(method: Any, count: int) -> bool:
     return True
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-class SequenceLayer(abc.ABC):
-    """Reads a whole sequence and gives a whole sequence: the base of everything that has `unroll`.
-
-    Subclasses become frozen dataclasses of hyperparameters by themselves: they compare and hash by value, so equal
-    layers compile once. Fields hold plain data, other layers, or module-level functions; arrays live in the params
-    and states that the caller holds. A function under `jit` closes over them or takes them as static arguments.
+class SequenceLayer(Layer, is_value=False):
+    """A layer that reads a whole sequence and gives a whole sequence: the base of everything that has `unroll`.
 
     What a subclass may declare: `input_rank`, the rank of one step's input, without batch and time (0 for tokens, 1,
     the default, for vectors, 3 for images; for a tree of inputs the tree of their ranks, such as
@@ -58,63 +44,20 @@ class SequenceLayer(abc.ABC):
     keeps_size: ClassVar[bool] = False  # one step's output has the shape of its input
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
         if "unroll" in cls.__dict__ and cls.__module__ != __name__:
             raise TypeError(f"{cls.__name__} overrides unroll, which is final: override _unroll to be faster.")
         for name, given in (("init", 2), ("initial_state", 3), ("step", 5)):
             if name in cls.__dict__ and not _takes(cls.__dict__[name], given):
                 wanted = inspect.signature(getattr(Cell, name))
                 raise TypeError(f"{cls.__name__}.{name}{inspect.signature(cls.__dict__[name])} needs to take {wanted}.")
-        if "__init__" in cls.__dict__:
-            raise TypeError(f"{cls.__name__} defines __init__: declare its fields (size: int) instead, as a dataclass.")
-        dataclasses.dataclass(frozen=True, repr=False)(cls)
-        del cls.__setattr__, cls.__delattr__  # ours serve; the decorator, used again by a user, wants to write its own
+        super().__init_subclass__(**kwargs)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise dataclasses.FrozenInstanceError(f"{type(self).__name__} is a value: make another one to change {name}.")
-
-    def __delattr__(self, name: str) -> None:
-        raise dataclasses.FrozenInstanceError(f"{type(self).__name__} is a value: it keeps {name}.")
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            value: Any = getattr(self, field.name)
-            if isinstance(value, list):
-                value = tuple(value)
-            elif field.type == Activation:
-                activation(value)
-            elif field.type in _NUMBERS or (field.type in _NUMBERS_OR_NONE and value is not None):
-                value = _number(self, field, value)
-            object.__setattr__(self, field.name, value)
-
-    def __repr__(self) -> str:
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        shown = ((field.name, getattr(self, field.name), field.default) for field in fields)
-        named = (f"{name}={_show(value)}" for name, value, default in shown if value != default)
-        return f"{type(self).__name__}({', '.join(named)})"
-
-    def __format__(self, spec: str) -> str:
-        """As messages name it, `f"{layer}"`: the beginning of a long `repr`; `f"{layer!r}"` is all of it."""
-        return format(errors.shortened(repr(self)), spec)
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            if isinstance(failed := inspect.getattr_static(type(self), name, None), property):
-                try:
-                    return failed.__get__(self)
-                except AttributeError as error:  # as such, it would read as if nothing were declared
-                    raise TypeError(f"{type(self).__name__}.{name} fails: {error}") from error
-            why = ""
-            if name == "step":
-                why = ": it reads the whole sequence; a Stack of cells steps"
-            elif name in ("apply", "forward"):
-                why = ": unroll(params, xs) reads a sequence, a cell's step(params, state, x) one step"
-            raise AttributeError(f"{type(self).__name__} has no {name}{why}.")
-
-    @abc.abstractmethod
-    def init(self, key: Array) -> Params:
-        """New parameters, a tree of arrays; `jax.eval_shape(layer.init, key)` gives their shapes alone."""
+    def _hint(self, name: str) -> str:
+        if name == "step":
+            return ": it reads the whole sequence; a Stack of cells steps"
+        if name in ("apply", "forward"):
+            return ": unroll(params, xs) reads a sequence, a cell's step(params, state, x) one step"
+        return ""
 
     def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> State:
         """The state before the first step, a tree of arrays `[*batch, ...]`; `()` for a layer that has none."""
@@ -122,15 +65,6 @@ class SequenceLayer(abc.ABC):
 
     def draw(self, params: Params, key: Array) -> Params:
         """The params with the noise that lasts a whole sequence; `unroll` calls it once if it has a key."""
-        return params
-
-    def attach(self, params: Params, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
-        """The params that also hold a constant `memory` to read; unchanged where nothing reads one.
-
-        What is projected from the memory is computed here, with these params. So call it inside the loss: a gradient
-        with regard to params that hold a memory already does not reach the kernels that project it.
-        None takes it off again.
-        """
         return params
 
     def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
@@ -148,23 +82,6 @@ class SequenceLayer(abc.ABC):
         if jax.tree.structure(sizes) != jax.tree.structure(self.input_rank):
             return jax.tree.map(lambda rank: zeros(rank, None), self.input_rank)
         return jax.tree.map(zeros, self.input_rank, sizes)
-
-    def axes(self) -> Any:
-        """The tree of the params with the names of each array's axes, a `PartitionSpec`, for leaves.
-
-        Sharding rules, weight-decay masks and initialisers go by them; `flax.linen.logical_to_mesh` maps them. What has
-        an axis "input" or "recurrent" is a kernel: a bias of gates has two axes as well. A kernel whose last axis is
-        "unit", one within a block, is block-diagonal: it holds the blocks one after the other.
-        """
-        params = jax.eval_shape(self.init, jax.random.key(0))
-        return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), params)
-
-    def map_layers(self, function: Callable[["SequenceLayer", Params], Params], params: Params) -> Params:
-        """The params, with those of each layer inside stacks and wrappers replaced by `function(layer, params)`.
-
-        Wrappers are layers too: the function is given each after what is inside, with params that hold those.
-        """
-        return function(self, params)
 
     def output_run(self, run: Run) -> Run:
         """What goes with the outputs of `_unroll`: the `run` of its inputs, unless they have other steps."""
@@ -273,25 +190,3 @@ class Cell(SequenceLayer, metaclass=_CellType):
 
     def _unroll(self, params: Params, xs: Any, state: State, run: Run) -> tuple[State, Any]:
         return unroll_steps(scan, self, params, xs, state, run)
-
-
-def _number(layer: Any, field: dataclasses.Field, value: Any) -> int | float:
-    """A number as a plain int or float; sizes are at least 1."""
-    name = type(layer).__name__
-    if isinstance(value, bool):
-        raise TypeError(f"{name} needs a number {field.name}, got {value}.")
-    if field.type in (float, "float"):
-        if not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} needs a number {field.name}, got {value!r}.")
-        return float(value)
-    if not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} needs an integer {field.name}, got {value!r}.")
-    number = int(value)
-    if number < 1 and field.name.endswith("size"):
-        raise ValueError(f"{name} needs {field.name} >= 1, got {number}.")
-    return number
-
-
-def _show(value: Any) -> str:
-    """`repr`, with functions by their names."""
-    return value.__name__ if callable(value) and hasattr(value, "__name__") else repr(value)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxseq.core import errors
-from jaxseq.core.cell import Params, SequenceLayer
+from jaxseq.core.layer import Layer, Params
 from jaxseq.core.wrapper import follow
 
 Role = Literal["input", "recurrent"]
 
 
-def kernel_axes(layer: SequenceLayer, *roles: Role) -> list[tuple[str | None, ...] | None]:
+def kernel_axes(layer: Layer, *roles: Role) -> list[tuple[str | None, ...] | None]:
     """For each leaf of the params the names of its axes if it is a kernel, whose first axis is one of `roles`, or None.
 
     Raises:
@@ -33,9 +33,7 @@ def kernel_axes(layer: SequenceLayer, *roles: Role) -> list[tuple[str | None, ..
     return found
 
 
-def map_kernels(
-    layer: SequenceLayer, params: Params, function: Callable[[int, jax.Array], jax.Array], *roles: Role
-) -> Params:
+def map_kernels(layer: Layer, params: Params, function: Callable[[int, jax.Array], jax.Array], *roles: Role) -> Params:
     """The params with `function(index, kernel)` of each kernel whose first axis is one of `roles`.
 
     The function sees gates as the first axis `[gates, features, ..., units]`, also where a kernel has no such axis, and
@@ -61,13 +59,13 @@ def map_kernels(
     return replaced if jax.tree.structure(params) == tree else follow(params, bare, replaced)
 
 
-def axis_names(layer: SequenceLayer) -> list[tuple[str | None, ...]]:
+def axis_names(layer: Layer) -> list[tuple[str | None, ...]]:
     """For each leaf of the params the names of its axes."""
     specs = jax.tree.leaves(layer.axes(), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     return [tuple(spec) for spec in specs]
 
 
-def check_count(layer: SequenceLayer, params: Params, count: int) -> None:
+def check_count(layer: Layer, params: Params, count: int) -> None:
     """Raises ValueError unless the params have so many leaves."""
     if len(jax.tree.leaves(params)) != count:
         if len(jax.tree.leaves(layer.attach(params, None))) == count:

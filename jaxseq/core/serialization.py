@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jaxseq.core.cell import SequenceLayer
+from jaxseq.core.layer import Layer
 
 
-def to_json(layer: SequenceLayer) -> str:
+def to_json(layer: Layer) -> str:
     """The hyperparameters of a layer as JSON: `{"LSTM": {"input_size": 2, "hidden_size": 3, ...}}`.
 
     Functions and your own layers are written by name. Choices of implementation (fields with the metadata
@@ -24,7 +24,7 @@ def to_json(layer: SequenceLayer) -> str:
     >>> print(to_json(js.Dense(2, 3)))
     {"Dense": {"input_size": 2, "output_size": 3}}
     """
-    if not isinstance(layer, SequenceLayer):
+    if not isinstance(layer, Layer):
         raise TypeError(f"to_json writes cells and layers, got {type(layer).__name__}: the params are yours to save.")
     return json.dumps(_encode(layer, _library(), type(layer).__name__))
 
@@ -52,7 +52,7 @@ def from_json(text: str, extra: Iterable[type | Callable[..., Any]] = ()) -> Any
         raise ValueError(f"from_json needs JSON as to_json writes it: {error}.") from None
     except RecursionError:
         raise ValueError("from_json needs JSON as to_json writes it, this is nested too deeply.") from None
-    if not isinstance(layer, SequenceLayer):
+    if not isinstance(layer, Layer):
         raise ValueError(f"from_json needs the JSON of a layer, got {text[:80]!r}.")
     return layer
 
@@ -81,7 +81,7 @@ def _encode(value: Any, library: dict[str, Any], place: str) -> Any:
         return value
     if isinstance(value, tuple):
         return [_encode(item, library, f"{place}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, SequenceLayer):
+    if isinstance(value, Layer):
         name = type(value).__name__
         if library.get(name, type(value)) is not type(value) or name == "function":
             raise TypeError(
@@ -127,4 +127,4 @@ def _decode(tree: Any, known: dict[str, Any], place: str) -> Any:
 
 
 def _is_layer_class(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, SequenceLayer)
+    return isinstance(value, type) and issubclass(value, Layer)

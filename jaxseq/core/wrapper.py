@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxseq.core.cell import Cell, Params, SequenceLayer, State
+from jaxseq.core.layer import Layer
 from jaxseq.core.unroll import Run
 
 
@@ -101,7 +102,7 @@ class Wrapper(Cell):
     def axes(self) -> Any:
         return self.cell.axes()
 
-    def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Params) -> Params:
+    def map_layers(self, function: Callable[[Layer, Params], Params], params: Params) -> Params:
         return function(self, self.cell.map_layers(function, params))
 
     def zero_input(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
@@ -136,7 +137,7 @@ class Extended(Wrapper):
     def attach(self, params: Any, memory: Any, mask: Bool[Array, "*batch memory"] | None = None) -> Params:
         return params._replace(cell=self.cell.attach(params.cell, memory, mask))
 
-    def map_layers(self, function: Callable[[SequenceLayer, Params], Params], params: Any) -> Params:
+    def map_layers(self, function: Callable[[Layer, Params], Params], params: Any) -> Params:
         return function(self, params._replace(cell=self.cell.map_layers(function, params.cell)))
 
 

@@ -25,13 +25,11 @@ from jaxtyping import Array
 
 from jaxseq.cells.clockwork import connected
 from jaxseq.combinators.normalization import WeightNorm
-from jaxseq.core.cell import Params, SequenceLayer
 from jaxseq.core.kernels import Role, map_kernels
+from jaxseq.core.layer import Layer, Params
 
 
-def orthogonal(
-    layer: SequenceLayer, params: Params, key: Array, *, scale: float = 1.0, role: Role = "recurrent"
-) -> Params:
+def orthogonal(layer: Layer, params: Params, key: Array, *, scale: float = 1.0, role: Role = "recurrent") -> Params:
     """Orthogonal kernels times `scale`: as maps they keep lengths, and so do their transposes with gradients.
 
     A. M. Saxe et al., Exact solutions to the nonlinear dynamics of learning in deep linear neural networks, ICLR 2014.
@@ -45,7 +43,7 @@ def orthogonal(
     return _draw(layer, params, key, role, initializers.orthogonal(scale))
 
 
-def glorot(layer: SequenceLayer, params: Params, key: Array, *, role: Role = "input") -> Params:
+def glorot(layer: Layer, params: Params, key: Array, *, role: Role = "input") -> Params:
     """Kernels from U(-a, a), a = sqrt(6 / (features + units)): the default of input kernels.
 
     X. Glorot and Y. Bengio, Understanding the difficulty of training deep feedforward neural networks, AISTATS 2010.
@@ -54,7 +52,7 @@ def glorot(layer: SequenceLayer, params: Params, key: Array, *, role: Role = "in
 
 
 def uniform(
-    layer: SequenceLayer, params: Params, key: Array, *, scale: float | None = None, role: Role = "recurrent"
+    layer: Layer, params: Params, key: Array, *, scale: float | None = None, role: Role = "recurrent"
 ) -> Params:
     """Kernels from U(-scale, scale), by default torch's scale 1 / sqrt(units).
 
@@ -72,7 +70,7 @@ def uniform(
     return _draw(layer, params, key, role, initializer)
 
 
-def identity(layer: SequenceLayer, params: Params, *, scale: float = 1.0) -> Params:
+def identity(layer: Layer, params: Params, *, scale: float = 1.0) -> Params:
     """Recurrent kernels that are `scale` times the identity, for `Elman(..., activation="relu")` with biases of 0.
 
     Q. V. Le et al., A simple way to initialize recurrent networks of rectified linear units, arXiv:1504.00941, 2015.
@@ -98,7 +96,7 @@ def identity(layer: SequenceLayer, params: Params, *, scale: float = 1.0) -> Par
     return _set_kernels(layer, params, fill, "recurrent")
 
 
-def forget_bias(layer: SequenceLayer, params: Params, value: float = 1.0) -> Params:
+def forget_bias(layer: Layer, params: Params, value: float = 1.0) -> Params:
     """The biases of the gates that keep the state, f or a GRU's z, set to `value`: at 1 the state is kept at first.
 
     Where a gate lets in, such as the u of an MGU, its bias is -value.
@@ -114,7 +112,7 @@ def forget_bias(layer: SequenceLayer, params: Params, value: float = 1.0) -> Par
     return _set_biases(layer, params, "forget_bias", lambda index, bias: {"keep": jnp.full_like(bias, value)})
 
 
-def chrono(layer: SequenceLayer, params: Params, key: Array, *, max_time: float) -> Params:
+def chrono(layer: Layer, params: Params, key: Array, *, max_time: float) -> Params:
     """Biases for memories of 1 to `max_time` steps: log U(1, max_time - 1) where a gate keeps, minus that of gate i.
 
     The gates that keep are the forget gates f (LSTM, JANET) and the z of a GRU, which has no gate i; where a gate lets
@@ -139,7 +137,7 @@ def chrono(layer: SequenceLayer, params: Params, key: Array, *, max_time: float)
     return _set_biases(layer, params, "chrono", draw, several=False)
 
 
-def _draw(layer: SequenceLayer, params: Params, key: Array, role: Role, initializer: Callable) -> Params:
+def _draw(layer: Layer, params: Params, key: Array, role: Role, initializer: Callable) -> Params:
     """New kernels of a role, each gate `[features, units]` for itself."""
 
     def fill(index, kernel):
@@ -150,17 +148,17 @@ def _draw(layer: SequenceLayer, params: Params, key: Array, role: Role, initiali
     return _set_kernels(layer, params, fill, role)
 
 
-def _set_kernels(layer: SequenceLayer, params: Params, fill: Callable[[int, Array], Array], role: Role) -> Params:
+def _set_kernels(layer: Layer, params: Params, fill: Callable[[int, Array], Array], role: Role) -> Params:
     """`map_kernels` that a WeightNorm does not undo: it takes the lengths of what it now holds."""
 
-    def settle(inner: SequenceLayer, params: Any) -> Any:
+    def settle(inner: Layer, params: Any) -> Any:
         return inner.measured(params, role) if isinstance(inner, WeightNorm) else connected(inner, params)
 
     return layer.map_layers(settle, map_kernels(layer, params, fill, role))
 
 
 def _set_biases(
-    layer: SequenceLayer, params: Params, name: str, biases: Callable[[int, Array], dict], several: bool = True
+    layer: Layer, params: Params, name: str, biases: Callable[[int, Array], dict], several: bool = True
 ) -> Params:
     """`biases(index, old)` of the gate that keeps the state, and of gate i where there is one, in each cell."""
     reached = []

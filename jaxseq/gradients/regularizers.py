@@ -24,14 +24,15 @@ from jaxtyping import Array, Bool, Float
 from jaxseq.combinators.normalization import WeightNorm
 from jaxseq.combinators.precision import Frozen
 from jaxseq.core import errors, masks
-from jaxseq.core.cell import Cell, Params, SequenceLayer, State
+from jaxseq.core.cell import Cell, Params, State
 from jaxseq.core.kernels import axis_names, check_count
+from jaxseq.core.layer import Layer
 from jaxseq.core.unroll import Run, step_of
 from jaxseq.gradients.flow import stable_norm, state_gradients
 from jaxseq.gradients.jacobians import Accompanied, Beside, flatten, on_vectors, over_time
 
 
-def kernel_mask(layer: SequenceLayer, params: Params) -> Any:
+def kernel_mask(layer: Layer, params: Params) -> Any:
     """True for each trained kernel, what has an axis "input" or "recurrent": not for biases, gains, embeddings.
 
     Nor for what a `Frozen` holds; and where a `WeightNorm` holds directions, whose length means nothing, it is the
@@ -47,13 +48,13 @@ def kernel_mask(layer: SequenceLayer, params: Params) -> Any:
     (DenseParams(kernel=False, bias=False), DenseParams(kernel=True, bias=False))
     """
 
-    def scales_for_directions(inner: SequenceLayer, flags: Any) -> Any:
+    def scales_for_directions(inner: Layer, flags: Any) -> Any:
         return inner.decayed(flags) if isinstance(inner, WeightNorm) else flags
 
     return layer.map_layers(scales_for_directions, _trained(layer, params))
 
 
-def l1(layer: SequenceLayer, params: Params) -> Float[Array, ""]:
+def l1(layer: Layer, params: Params) -> Float[Array, ""]:
     """The sum of the absolute values of all trained kernels: not of biases, gains and embeddings, see `kernel_mask`.
 
     >>> import jaxseq as js
@@ -64,7 +65,7 @@ def l1(layer: SequenceLayer, params: Params) -> Float[Array, ""]:
     return _over_kernels(layer, params, jnp.abs)
 
 
-def l2(layer: SequenceLayer, params: Params) -> Float[Array, ""]:
+def l2(layer: Layer, params: Params) -> Float[Array, ""]:
     """The sum of the squares of all trained kernels: not of biases, gains and embeddings, see `kernel_mask`.
 
     >>> import jaxseq as js
@@ -170,21 +171,21 @@ class _Omega(Accompanied, function="constant_flow"):
         return state, terms if run.reset is None else jnp.where(run.reset, 0, terms)
 
 
-def _trained(layer: SequenceLayer, params: Params) -> Any:
+def _trained(layer: Layer, params: Params) -> Any:
     """True for each kernel that is no constant."""
     flags = [not {"input", "recurrent"}.isdisjoint(names) for names in axis_names(layer)]
     if not any(flags):
         raise TypeError(f'{layer} has no kernel: no array of its axes() has an axis "input" or "recurrent".')
     check_count(layer, params, len(flags))
 
-    def but_frozen(inner: SequenceLayer, flags: Any) -> Any:
+    def but_frozen(inner: Layer, flags: Any) -> Any:
         return jax.tree.map(lambda _: False, flags) if isinstance(inner, Frozen) else flags
 
     return layer.map_layers(but_frozen, jax.tree.unflatten(jax.tree.structure(params), flags))
 
 
-def _over_kernels(layer: SequenceLayer, params: Params, function: Callable[[Array], Array]) -> Float[Array, ""]:
-    def multiplied(inner: SequenceLayer, params: Any) -> Any:
+def _over_kernels(layer: Layer, params: Params, function: Callable[[Array], Array]) -> Float[Array, ""]:
+    def multiplied(inner: Layer, params: Any) -> Any:
         return params._replace(cell=inner.inner(params)) if isinstance(inner, WeightNorm) else params
 
     flags, params = _trained(layer, params), layer.map_layers(multiplied, params)
