@@ -1,0 +1,232 @@
+"""Dynamic programs over chains equal the enumeration of all paths."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import strategies
+from jax.test_util import check_grads
+
+from jaxseq.structured import chains, semirings
+from tests.structured.paths import FORMS, TIME, all_paths, check, documents, flags, random_chain, row
+
+pytestmark = pytest.mark.usefixtures("float64")
+PARALLEL = pytest.mark.parametrize("parallel", [False, True], ids=["loop", "tree"])
+SEEDS = strategies.integers(0, 2**31)
+
+
+@functools.cache
+def program(parallel):
+    """Everything a chain can be asked, compiled once per shape."""
+
+    def run(chain, mask, reset, key):
+        options = {"mask": mask, "reset": reset, "parallel": parallel}
+        ones = jax.tree.map(jnp.ones_like, chain)
+        return {
+            "log_partition": chains.log_partition(chain, **options),
+            "count": chains.total(semirings.COUNT, chain, **options),
+            "max": chains.total(semirings.MAX, chain, **options),
+            "marginals": chains.marginals(chain, **options),
+            "pairs": chains.pair_marginals(chain, **options),
+            "gradient": jax.grad(lambda chain: chains.log_partition(chain, **options).sum())(chain),
+            "length": chains.expectation(chain, ones, **options),
+            "entropy": chains.entropy(chain, **options),
+            "best": chains.best_path(chain, **options),
+            "three": chains.best_paths(chain, 3, **options),
+            "sample": chains.sample_path(key, chain, **options),
+        }
+
+    return jax.jit(run)
+
+
+def enumerated(chain, index, mask, reset):
+    """Of one row: for each document its steps, paths and scores."""
+    potentials = row(chain, index)
+    for steps in documents(mask[index], reset[index]):
+        paths, scores = zip(*all_paths(potentials, steps), strict=True)
+        yield steps, np.array(paths), np.array(scores)
+
+
+@PARALLEL
+@pytest.mark.parametrize("form", FORMS)
+def test_everything_equals_enumeration(form, parallel):
+    @check(SEEDS, flags(), flags())
+    def examples(seed, mask, reset):
+        chain = random_chain(seed, form)
+        given = chain._replace(emission=np.where(mask[..., None], chain.emission, np.nan))
+        found = jax.tree.map(np.asarray, program(parallel)(given, mask, reset, jax.random.key(seed)))
+        three, gradient = found.pop("three"), found.pop("gradient")
+        for index in range(2):
+            docs = list(enumerated(chain, index, mask, reset))
+            compare(docs, jax.tree.map(operator.itemgetter(index), found))
+            best_three(docs, jax.tree.map(operator.itemgetter((slice(None), index)), three))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        np.testing.assert_allclose(gradient.emission, found["marginals"], atol=1e-12)
+
+    examples()
+
+
+def compare(docs, found):
+    scores = [scores for _, _, scores in docs]
+    log_z = sum(map(scipy.special.logsumexp, scores))
+    np.testing.assert_allclose(found["log_partition"], log_z, rtol=1e-12, atol=1e-12)
+    assert found["count"] == np.prod([np.isfinite(s).sum() for s in scores])
+    best = sum(s.max() for s in scores)
+    np.testing.assert_allclose([found["max"], found["best"].score], best, rtol=1e-12)
+    if not np.isfinite(log_z):
+        assert not found["marginals"][[t for steps, _, s in docs if not np.isfinite(s.max()) for t in steps]].any()
+        assert found["sample"].score == -np.inf
+        return
+    marginals, pairs = np.zeros_like(found["marginals"]), np.zeros((TIME, 3, 3))
+    length = entropy = best_score = sample_score = 0
+    for steps, paths, scores in docs:
+        probability = scipy.special.softmax(scores)
+        length += 2 * len(steps) + 1
+        entropy += scipy.special.entr(probability).sum()
+        best_score += scores[(paths == found["best"].states[steps]).all(axis=-1)].item()
+        sample_score += scores[(paths == found["sample"].states[steps]).all(axis=-1)].item()
+        for path, p in zip(paths, probability, strict=True):
+            marginals[steps, path] += p
+            pairs[steps[:-1], path[:-1], path[1:]] += p
+    np.testing.assert_allclose(found["marginals"], marginals, atol=1e-12)
+    np.testing.assert_allclose(found["length"], length, atol=1e-10)
+    np.testing.assert_allclose(found["entropy"], entropy, atol=1e-10)
+    np.testing.assert_allclose([best_score, sample_score], [best, found["sample"].score], rtol=1e-12)
+    if isinstance(found["pairs"], chains.Band):
+        moves = found["pairs"].weights.shape[-2]
+        pairs = np.stack([[np.pad(p.diagonal(k), (k, 0)) for p in pairs] for k in range(moves)], axis=-2)
+        np.testing.assert_allclose(found["pairs"].weights, pairs, atol=1e-12)
+    else:
+        np.testing.assert_allclose(found["pairs"], pairs, atol=1e-12)
+
+
+def best_three(docs, found):
+    if not docs:
+        assert found.score.tolist() == [0, -np.inf, -np.inf]
+        return
+    expected = sum(np.sort(np.append(scores, [-np.inf] * 3))[::-1][:3] for _, _, scores in docs)
+    np.testing.assert_allclose(found.score, expected, rtol=1e-12)
+    for rank in np.flatnonzero(np.isfinite(expected)):
+        own = [scores[(paths == found.states[rank, steps]).all(axis=-1)].item() for steps, paths, scores in docs]
+        np.testing.assert_allclose(sum(own), expected[rank], rtol=1e-12)
+    if len(docs) == 1:  # of several, a document with fewer paths may repeat one
+        chosen = found.states[np.isfinite(expected)][:, docs[0][0]]
+        assert len({tuple(path) for path in chosen.tolist()}) == len(chosen)
+
+
+@PARALLEL
+@pytest.mark.parametrize("time", [0, 1])
+@pytest.mark.parametrize("batch", [(), (2, 1)])
+def test_short_chains(time, batch, parallel):
+    chain = random_chain(0, "varying", batch, time, impossible=0)
+    everything = np.ones((*batch, time), bool)
+    found = program(parallel)(chain, everything, ~everything, jax.random.key(0))
+    scores = scipy.special.logsumexp(chain.start + chain.emission.sum(axis=-2) + chain.end, axis=-1)
+    np.testing.assert_allclose(found["log_partition"], scores if time else np.zeros(batch), rtol=1e-12)
+    assert found["best"].states.shape == (*batch, time)
+    assert found["three"].score.shape == (3, *batch)
+
+
+@PARALLEL
+def test_samples_have_the_probabilities_of_paths(parallel):
+    chain = random_chain(3, batch=(), time=3)
+    mask = np.array([True, False, True])
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    draw = jax.jit(jax.vmap(lambda key: chains.sample_path(key, chain, mask, parallel=parallel).states))
+    found = np.bincount(np.asarray(draw(keys)) @ [3, 0, 1], minlength=9) / len(keys)
+    start, transition, emission, end = chain
+    scores = (start + emission[0])[:, None] + transition + (emission[2] + end)
+    expected = scipy.special.softmax(scores).ravel()
+    assert not found[expected == 0].any()
+    np.testing.assert_allclose(found, expected, atol=0.015)  # four standard deviations of a frequency
+
+
+@pytest.mark.parametrize(
+    ("form", "parallel", "order"), [("constant", False, 2), ("varying band", False, 1), ("constant", True, 1)]
+)
+def test_derivatives_are_finite_differences(form, parallel, order):
+    chain = random_chain(5, form, impossible=0)
+    mask, reset = np.array([[1, 0, 1, 1], [1, 1, 1, 0]], bool), np.array([[0, 0, 1, 0], [0, 0, 0, 0]], bool)
+    program = jax.jit(functools.partial(chains.log_partition, parallel=parallel))
+    check_grads(lambda chain: program(chain, mask, reset=reset), (chain,), order)
+
+
+def test_the_second_derivative_of_a_tree_is_that_of_the_loop():
+    chain = random_chain(6, batch=(), time=3)
+    hessians = [jax.hessian(functools.partial(chains.log_partition, parallel=way))(chain) for way in (False, True)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-10), *hessians)
+
+
+@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["loop", "tree"])
+def test_ten_thousand_steps_in_float32(parallel):
+    """Factors a step down to 1e-20: float64, step by step, is the reference."""
+    generator = np.random.default_rng(0)
+    emission = generator.normal(size=(10_000, 2), scale=10) - 20
+    chain = chains.Chain(np.zeros(2), np.log(generator.dirichlet(np.ones(2), 2)), emission)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(parallel, chain):
+        def log_partition(emission):
+            return chains.log_partition(chain._replace(emission=emission), parallel=parallel)
+
+        return jax.value_and_grad(log_partition)(chain.emission)
+
+    exact, found = run(False, chain), run(parallel, jax.tree.map(lambda leaf: leaf.astype(np.float32), chain))
+    assert found[0].dtype == jnp.float32
+    np.testing.assert_allclose(found[0], exact[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], exact[1], atol=2e-5)
+
+
+def test_the_best_of_long_paths_in_float32():
+    chain = random_chain(4, batch=(), time=10_000, impossible=0)
+    wide, narrow = (
+        chains.best_path(given) for given in (chain, jax.tree.map(lambda leaf: leaf.astype(np.float32), chain))
+    )
+    np.testing.assert_allclose(narrow.score, wide.score, rtol=1e-6)
+    assert (narrow.states == wide.states).mean() > 0.999
+
+
+@PARALLEL
+def test_half_precision_is_computed_in_float32(parallel):
+    chain = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), random_chain(1))
+    found = chains.log_partition(chain, parallel=parallel)
+    assert found.dtype == jnp.float32
+    exact = chains.log_partition(jax.tree.map(lambda leaf: leaf.astype(float), chain))
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
+def test_vmap_is_a_batch():
+    chain = random_chain(2, "rows", batch=(3,))
+    one_by_one = jax.vmap(chains.log_partition, in_axes=(chains.Chain(None, 0, 0, 0),))(chain)
+    np.testing.assert_allclose(one_by_one, chains.log_partition(chain), rtol=1e-12)
+
+
+def test_the_gradient_keeps_no_array_of_all_transitions():
+    """Its memory is that of the states, `[time, batch, state]`."""
+    chain = random_chain(0, time=50, states=7)
+    text = jax.jit(jax.grad(lambda chain: chains.log_partition(chain).sum())).lower(chain).as_text()
+    assert "50x2x7x" in text
+    assert "50x2x7x7x" not in text
+
+
+def says(message, function, *arguments, error=ValueError, **options):
+    with pytest.raises(error, match=message):
+        function(*arguments, **options)
+
+
+def test_errors():
+    chain = random_chain(0)
+    says(r"best_path needs a Chain\(start", chains.best_path, chain.emission, error=TypeError)
+    says(r"needs emission \[\*batch, time, state\]", chains.marginals, chain._replace(emission=np.zeros(3)))
+    says(r"needs start \[state\]", chains.entropy, chain._replace(start=np.zeros(4)))
+    says(r"needs transition \[state, state\]", chains.log_partition, chain._replace(transition=np.zeros((4, 3))))
+    says("floating log potentials", chains.log_partition, chain._replace(start=np.zeros(3, int)), error=TypeError)
+    says("boolean mask", chains.log_partition, chain, np.ones((2, TIME)), error=TypeError)
+    says("k >= 1", chains.best_paths, chain, 0)
+    says("integer states", chains.path_score, chain, np.zeros((2, 3), int))
+    says("parts of the chain", chains.expectation, chain, chain._replace(end=None))
+    says("needs one key", chains.sample_path, 0, chain, error=TypeError)
