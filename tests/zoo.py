@@ -267,6 +267,7 @@ ZOO: dict[str, Line] = {
     "conditioned_both": Line(
         js.Feedback(js.Conditioned(js.Stack((js.GRU(5, 3), js.Dense(3, 2))), 3, state=True)), memory=3
     ),
+    "markov_chain": Line(js.MarkovChain(3, (3, 6, 7))),
     "own_trees": Line(RunningMean()),
     "own_images": Line(Blur()),
     "own_without_inputs": Line(Orbit()),

@@ -1,12 +1,14 @@
 """A text made ready for a model of its characters: tokens, parts, and the baselines that the model has to beat."""
 
+import math
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxseq.training import ngrams, text
+from jaxseq.structured import markov
+from jaxseq.training import text
 from jaxseq.training.errors import UserError
 
 
@@ -47,12 +49,15 @@ def read(path: pathlib.Path | None, fractions: tuple[float, float, float]) -> Co
 def baselines(corpus: Corpus) -> dict[str, dict[str, float]]:
     """Bits per character of the smoothed unigram and the interpolated 5-gram, on each part that is scored.
 
-    They learn from the same training part as the model and score the same tokens: a character that the training part
-    does not have is the one unknown token to all of them.
+    They are Markov chains of order 0 and 4. They learn from the same training part as the model and score the same
+    tokens: a character that the training part does not have is the one unknown token to all of them.
     """
-    orders = {"unigram": 1, "5-gram": 5}
-    models = {name: ngrams.fit(corpus.train, corpus.vocabulary.size, order) for name, order in orders.items()}
+    orders = {"unigram": 0, "5-gram": 4}
+    chains = {name: markov.fit(corpus.train, corpus.vocabulary.size, order) for name, order in orders.items()}
+
+    def bits(chain, params, span):
+        return float(-markov.log_probabilities(chain, params, corpus.tokens, *span).mean() / math.log(2))
+
     return {
-        part: {name: float(ngrams.bits(model, corpus.tokens, *span).mean()) for name, model in models.items()}
-        for part, span in corpus.scored.items()
+        part: {name: bits(*fitted, span) for name, fitted in chains.items()} for part, span in corpus.scored.items()
     }
