@@ -15,7 +15,7 @@ Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, GatedLine
 linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, markov, semirings.
+Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, graphical, markov, semirings.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
 To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended.
@@ -178,6 +178,7 @@ from .grid import ReNet as ReNet
 from .pyramid import Pyramid as Pyramid
 from .structured import chains as chains
 from .structured import crf as crf
+from .structured import graphical as graphical
 from .structured import markov as markov
 from .structured import semirings as semirings
 from .structured.crf import CRF as CRF

@@ -149,6 +149,26 @@ def fixed_points(points: Any, trajectories: Any = None) -> Any:
     return figure
 
 
+def free_parameters(lengths: Sequence[int], counts: Mapping[str, Sequence[int]]) -> Any:
+    """A figure of how many numbers models of a sequence need as it grows longer, on a logarithmic axis.
+
+    Args:
+        lengths: of the sequences.
+        counts: by the name of a model, what `graphical.free_parameters` gives for each length.
+
+    >>> from jaxseq.structured import graphical
+    >>> models, lengths = {"table": "table", "chain of order 2": 2}, [1, 2, 4, 8]
+    >>> counts = {name: [graphical.free_parameters(m, 10, length) for length in lengths] for name, m in models.items()}
+    >>> free_parameters(lengths, counts).axes[0].get_yscale()
+    'log'
+    """
+    figure, axes = _axes(xlabel="steps", ylabel="free parameters", yscale="log")
+    for name, values in counts.items():
+        axes.plot(lengths, [float(value) for value in values], label=name, marker="o", markersize=4)
+    axes.legend()
+    return figure
+
+
 def _axes(**labels: str) -> tuple[Any, Any]:
     figure = require("matplotlib.figure").Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(**labels)

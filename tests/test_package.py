@@ -151,6 +151,16 @@ def test_the_designs_run():
     assert names["scales"] == {(4, 9, 3)} and names["levels"].shape == (4, 9, 8)
 
 
+@pytest.mark.slow
+def test_the_structured_page_runs():
+    page = "docs/structured.md"
+    names = run_examples(page)
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", (ROOT / page).read_text(), re.M)
+    assert [tuple(map(int, row)) for row in rows] == list(zip(names["lengths"], *names["counts"].values(), strict=True))
+    assert names["perplexity"] < 1.7 and names["transition"].shape == (3, 3)
+    assert names["paths"].tolist() == [4**6, 4**3]
+
+
 def test_wheel_ships_the_package_with_its_types_and_nothing_else(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 """What happens at padded steps and at the starts of segments: one meaning for every layer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,45 @@ def length_mask(lengths: Int[Array, "*batch"], time: int) -> Bool[Array, "*batch
         raise TypeError(f"length_mask(lengths, time) needs the number of steps as time, got {errors.shape_of(time)}.")
     steps = jax.lax.broadcasted_iota(lengths.dtype, (*lengths.shape, time), lengths.ndim)
     return steps < lengths[..., None]
+
+
+class Places(NamedTuple):
+    """Of each step: whether it is the first or the last one of its segment, off the mask neither; and the index of the
+    unmasked step before it and of that after it, -1 and `time` if there is none. Segments begin at resets.
+    """
+
+    first: Bool[Array, "*batch_time"]
+    last: Bool[Array, "*batch_time"]
+    preceding: Int[Array, "*batch_time"]
+    following: Int[Array, "*batch_time"]
+
+
+def places(keep: Bool[Array, "*batch_time"], reset: Bool[Array, "*batch_time"] | None, axis: int = -1) -> Places:
+    """Where segments begin and end among the steps along an axis.
+
+    >>> found = places(jnp.array([True, False, True, True]), jnp.array([False, False, False, True]))
+    >>> found.first.tolist(), found.last.tolist()
+    ([True, False, False, True], [False, False, True, True])
+    """
+    axis %= keep.ndim
+    time = keep.shape[axis]
+    index = jax.lax.broadcasted_iota(int, keep.shape, axis)
+
+    def before(flags):  # the last index with a flag, up to here
+        return jax.lax.cummax(jnp.where(flags, index, -1), axis=axis)
+
+    def after(flags):  # the first index with a flag, from the next on
+        found = jax.lax.cummin(jnp.where(flags, index, time), axis=axis, reverse=True)
+        return shifted(found, -1, time)
+
+    def shifted(values, by, filler):
+        rolled = jnp.roll(values, by, axis=axis)
+        return jnp.where(index == (0 if by > 0 else time - 1), filler, rolled)
+
+    preceding, following = shifted(before(keep), 1, -1), after(keep)
+    begun, ended = (-1, time) if reset is None else (before(reset), after(reset))
+    first = keep & ((preceding < 0) | (preceding < begun))
+    return Places(first, keep & (ended <= following), preceding, following)
 
 
 def select(flags: Bool[Array, "*batch"], chosen: Any, otherwise: Any) -> Any:

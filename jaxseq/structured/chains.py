@@ -10,7 +10,7 @@ the meaning they have in `unroll`. A row without steps has one path, the empty o
 
 `parallel=True` combines the steps as a tree (`lax.associative_scan`), O(log T) deep, for O(T S³) operations instead of
 O(T S²): Särkkä and García-Fernández, Temporal Parallelization of Bayesian Smoothers, 2021, arXiv:1905.13002. Both forms
-keep long products near 1, so that 10,000 steps in float32 lose no digits of what is normalised.
+keep long products near 1, so that 10,000 steps in float32 neither overflow nor lose what is normalised.
 """
 
 import functools
@@ -292,8 +292,7 @@ def path_score(
             f"{errors.shape_of(states)}."
         )
     states = jnp.moveaxis(states.astype(int), -1, 0)
-    keep = jnp.ones(states.shape, bool) if parts.keep is None else parts.keep
-    places = _places(keep, parts.reset)
+    keep, places = _flags(parts)
     following = jnp.take_along_axis(states, jnp.minimum(places.following, len(states) - 1), axis=0)
 
     def at(potentials, index):
@@ -327,6 +326,12 @@ class _Parts(NamedTuple):
         """The transitions that vary from step to step, and those that do not: one of them is None."""
         varying = jax.tree.leaves(self.transition)[0].ndim > self.emission.ndim
         return (self.transition, None) if varying else (None, self.transition)
+
+
+def _flags(parts):
+    """The mask, all True without one, and where in it documents begin and end."""
+    keep = jnp.ones(parts.emission.shape[:-1], bool) if parts.keep is None else parts.keep
+    return keep, masks.places(keep, parts.reset, axis=0)
 
 
 def _wide(array):
@@ -374,32 +379,6 @@ def _checked(name, chain, mask, reset) -> _Parts:
     return _Parts(start, Band(weights) if banded else weights, emission, end, keep, reset)
 
 
-class _Places(NamedTuple):
-    """Of each step: whether it is the first or the last of its document, and which unmasked one comes after it."""
-
-    first: Bool[Array, "time *batch"]
-    last: Bool[Array, "time *batch"]
-    following: Int[Array, "time *batch"]
-
-
-def _places(keep, reset) -> _Places:
-    time = keep.shape[0]
-    index = lax.broadcasted_iota(int, keep.shape, 0)
-
-    def before(flags):  # the last index with a flag, up to here
-        return lax.cummax(jnp.where(flags, index, -1), axis=0)
-
-    def after(flags):  # the first index with a flag, from the next on
-        found = lax.cummin(jnp.where(flags, index, time), axis=0, reverse=True)
-        return jnp.concatenate([found[1:], jnp.full_like(found[:1], time)])
-
-    kept_before = jnp.concatenate([jnp.full_like(index[:1], -1), before(keep)[:-1]])
-    following = after(keep)
-    if reset is None:
-        return _Places(keep & (kept_before < 0), keep & (following == time), following)
-    return _Places(keep & (kept_before < jnp.maximum(before(reset), 0)), keep & (after(reset) <= following), following)
-
-
 class _Forward(NamedTuple):
     """The sums over paths that end in each state at each step, up to a factor a step; and over all whole paths."""
 
@@ -410,8 +389,7 @@ class _Forward(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(semiring: Semiring, parallel: bool, *parts: Any) -> _Forward:
     p = _Parts(*parts)
-    keep = jnp.ones(p.emission.shape[:-1], bool) if p.keep is None else p.keep
-    last = _places(keep, p.reset).last
+    last = _flags(p)[1].last
     states, scale = (_tree if parallel and len(p.emission) else _loop)(semiring, p, last)
 
     def whole(states, last):  # the sum over the states of the last step of a document
@@ -550,8 +528,7 @@ def _walk(pick: Callable[..., Array], parallel: bool, states: Array, keys: Any, 
     `states` `[time, ranks, *batch, S]` are those of `_forward`; an index counts the states of all ranks.
     """
     p = _Parts(*parts)
-    keep = jnp.ones(p.emission.shape[:-1], bool) if p.keep is None else p.keep
-    last = _places(keep, p.reset).last
+    keep, places = _flags(p)
     varying, constant = p.split()
     count = p.emission.shape[-1]
 
@@ -563,7 +540,7 @@ def _walk(pick: Callable[..., Array], parallel: bool, states: Array, keys: Any, 
         chosen = pick(key, scores.reshape(*scores.shape[:-2], -1), jnp.where(last, rank, after // count))
         return jnp.where(keep, chosen, after)
 
-    inputs = (states, varying, keep, last, keys)
+    inputs = (states, varying, keep, places.last, keys)
     nowhere = jnp.zeros_like(p.end[..., 0], int)
     if not parallel or not len(p.emission):
 

@@ -144,7 +144,7 @@ def _take(values, index, otherwise):
     if not values.shape[0]:
         return otherwise
     out_sharding = sharding.out_sharding(jax.typeof(index).sharding.spec, index)
-    taken = values.at[index].get(mode="clip", wrap_negative_indices=False, out_sharding=out_sharding)
+    taken = jnp.asarray(values).at[index].get(mode="clip", wrap_negative_indices=False, out_sharding=out_sharding)
     return jnp.where((index >= 0) & (index < values.shape[0]), taken.astype(otherwise.dtype), otherwise)
 
 
