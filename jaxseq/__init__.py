@@ -15,7 +15,8 @@ Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, GatedLine
 linear_scan.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, graphical, markov, semirings.
+Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, graphical, markov,
+semirings.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
 To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended.
