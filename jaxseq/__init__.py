@@ -19,6 +19,7 @@ Structured models: MarkovChain, CRF; the modules chains (dynamic programs over p
 semirings.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
+Trees: the module trees, with the compositions Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM.
 To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended.
 `help` of each has its equations, shapes and an example.
 """
@@ -29,6 +30,7 @@ from . import metrics as metrics
 from . import plots as plots
 from . import pooling as pooling
 from . import samplers as samplers
+from . import trees as trees
 from .bidirectional import Bidirectional as Bidirectional
 from .bidirectional import Both as Both
 from .cells.attention import TransformerBlock as TransformerBlock
@@ -185,3 +187,10 @@ from .structured import semirings as semirings
 from .structured.crf import CRF as CRF
 from .structured.crf import CRFParams as CRFParams
 from .structured.markov import MarkovChain as MarkovChain
+from .trees.recursive import RNTN as RNTN
+from .trees.recursive import Recursive as Recursive
+from .trees.recursive import RecursiveParams as RecursiveParams
+from .trees.recursive import RNTNParams as RNTNParams
+from .trees.tree_lstm import ChildSumTreeLSTM as ChildSumTreeLSTM
+from .trees.tree_lstm import NaryTreeLSTM as NaryTreeLSTM
+from .trees.tree_lstm import NaryTreeLSTMParams as NaryTreeLSTMParams
