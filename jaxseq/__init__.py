@@ -178,6 +178,12 @@ from .gradients.newton import newton_unroll as newton_unroll
 from .gradients.truncated import truncated_unroll as truncated_unroll
 from .grid import Grid as Grid
 from .grid import ReNet as ReNet
+from .memory.dnc import DNC as DNC
+from .memory.dnc import DNCState as DNCState
+from .memory.machine import Machine as Machine
+from .memory.machine import MachineParams as MachineParams
+from .memory.ntm import NTM as NTM
+from .memory.ntm import NTMState as NTMState
 from .pyramid import Pyramid as Pyramid
 from .structured import chains as chains
 from .structured import crf as crf

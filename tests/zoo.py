@@ -268,6 +268,8 @@ ZOO: dict[str, Line] = {
         js.Feedback(js.Conditioned(js.Stack((js.GRU(5, 3), js.Dense(3, 2))), 3, state=True)), memory=3
     ),
     "markov_chain": Line(js.MarkovChain(3, (3, 6, 7))),
+    "ntm": Line(js.NTM(js.LSTM(2 + 2 * 3, 4), 5, 3, read_heads=2)),
+    "dnc": Line(js.DNC(js.LSTM(2 + 2 * 3, 4), 5, 3, read_heads=2)),
     "own_trees": Line(RunningMean()),
     "own_images": Line(Blur()),
     "own_without_inputs": Line(Orbit()),
