@@ -182,6 +182,9 @@ from .memory.dnc import DNC as DNC
 from .memory.dnc import DNCState as DNCState
 from .memory.machine import Machine as Machine
 from .memory.machine import MachineParams as MachineParams
+from .memory.networks import Answer as Answer
+from .memory.networks import MemoryNetwork as MemoryNetwork
+from .memory.networks import MemoryNetworkParams as MemoryNetworkParams
 from .memory.ntm import NTM as NTM
 from .memory.ntm import NTMState as NTMState
 from .pyramid import Pyramid as Pyramid

@@ -269,7 +269,11 @@ ZOO: dict[str, Line] = {
     ),
     "markov_chain": Line(js.MarkovChain(3, (3, 6, 7))),
     "ntm": Line(js.NTM(js.LSTM(2 + 2 * 3, 4), 5, 3, read_heads=2)),
-    "dnc": Line(js.DNC(js.LSTM(2 + 2 * 3, 4), 5, 3, read_heads=2)),
+    "ntm_noisy": Line(
+        js.NTM(js.Stack((js.WeightDrop(js.GRU(2 + 3, 4), 0.5), js.Dropout(0.5))), 4, 3, write_heads=2, shift=0),
+        noisy=True,
+    ),
+    "dnc": Line(js.DNC(js.Conditioned(js.LSTM(2 + 2 * 3 + 3, 4), 3), 5, 3, read_heads=2), memory=3),
     "own_trees": Line(RunningMean()),
     "own_images": Line(Blur()),
     "own_without_inputs": Line(Orbit()),

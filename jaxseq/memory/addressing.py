@@ -37,7 +37,13 @@ def content_weights(
     memory: Float[Array, "*batch place word"],
 ) -> Float[Array, "*batch head place"]:
     """Weights by content: the softmax of `strengths` times the cosines of keys and words."""
-    return jax.nn.softmax(strengths[..., None] * cosine_similarity(keys, memory), axis=-1)
+    return _weigh(cosine_similarity(keys, memory), strengths)
+
+
+def _weigh(scores: Array, strengths: Array) -> Array:
+    """The softmax of scores times strengths >= 0, however large those: the largest product is 0 without rounding."""
+    scores = scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    return jax.nn.softmax(strengths[..., None] * scores, axis=-1)
 
 
 def interpolate(gates: Float[Array, "*batch head"], new: Array, old: Array) -> Float[Array, "*batch head place"]:
@@ -69,7 +75,7 @@ def sharpen(
     >>> sharpen(jnp.array([[0.2, 0.2, 0.0]]), jnp.array([500.0])).tolist()
     [[0.5, 0.5, 0.0]]
     """
-    return jax.nn.softmax(powers[..., None] * jnp.log(jnp.maximum(weights, _EMPTY)), axis=-1)
+    return _weigh(jnp.log(jnp.maximum(weights, _EMPTY)), powers)
 
 
 def read(

@@ -1,0 +1,183 @@
+"""End-to-end memory networks: questions about stories."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxseq.core import errors
+
+
+class MemoryNetworkParams(NamedTuple):
+    """The parameters of a memory network; `hop_kernel` is None where embeddings are tied from hop to hop."""
+
+    embeddings: Float[Array, "table vocab size"]
+    ages: Float[Array, "age_table memory size"]
+    hop_kernel: Float[Array, "input output"] | None
+
+
+class Answer(NamedTuple):
+    """What a memory network says: logits of the words, and what each hop looked at."""
+
+    logits: Float[Array, "*batch vocab"]
+    weights: Float[Array, "*batch hop sentence"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryNetwork:
+    """End-to-end memory network: it looks at the sentences of a story several times, and answers with a word.
+
+        m_i = Σ_j l_j A x_ij + T_A(i),   c_i = Σ_j l_j C x_ij + T_C(i),   u = Σ_j l_j B q_j
+        each hop:  p = softmax(u · m_i),   o = Σ p_i c_i,   u' = u + o     (layer-wise: u H + o)
+        logits = u' Wᵀ
+
+    A, B, C, W are tables of word vectors, x_ij and q_j words, and T tables of the age i of a sentence, 0 for the last
+    one. `tying="adjacent"`: A of a hop is C of the hop before, B the first A and W the last C. `"layer-wise"`: all hops
+    share A and C, and H stands between them as in a recurrent network. `encoding="position"` weighs the words by
+    l_kj = (1 - j/J) - (k/d)(1 - 2j/J) for feature k of d and word j of J, `"bag"` by 1. All tables start from
+    N(0, 0.1²).
+
+    S. Sukhbaatar, A. Szlam, J. Weston and R. Fergus, End-to-end memory networks, NeurIPS 2015.
+
+    >>> network = MemoryNetwork(vocab_size=20, size=8, memory_size=10)
+    >>> params = network.init(jax.random.key(0))
+    >>> story, question = jnp.ones((4, 6, 5), int), jnp.ones((4, 3), int)
+    >>> logits, weights = network.answer(params, story, question)
+    >>> logits.shape, weights.shape
+    ((4, 20), (4, 3, 6))
+    """
+
+    vocab_size: int
+    size: int
+    memory_size: int
+    _: dataclasses.KW_ONLY
+    hops: int = 3
+    tying: Literal["adjacent", "layer-wise"] = "adjacent"
+    encoding: Literal["position", "bag"] = "position"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "size", "memory_size", "hops"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ValueError(f"MemoryNetwork needs an integer {name} >= 1, got {value!r}.")
+        for name, choices in (("tying", ("adjacent", "layer-wise")), ("encoding", ("position", "bag"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"MemoryNetwork needs {name}={' or '.join(map(repr, choices))}, got {getattr(self, name)!r}."
+                )
+
+    def init(self, key: Array) -> MemoryNetworkParams:
+        """New parameters."""
+        errors.check_key(self, key)
+        keys = jax.random.split(key, 3)
+        adjacent = self.tying == "adjacent"
+        tables, ages = (self.hops + 1, self.hops + 1) if adjacent else (4, 2)
+        return MemoryNetworkParams(
+            0.1 * jax.random.normal(keys[0], (tables, self.vocab_size, self.size)),
+            0.1 * jax.random.normal(keys[1], (ages, self.memory_size, self.size)),
+            None if adjacent else 0.1 * jax.random.normal(keys[2], (self.size, self.size)),
+        )
+
+    def axes(self) -> Any:
+        """The names of the axes of the params, a `PartitionSpec` each."""
+        kernel = None if self.tying == "adjacent" else PartitionSpec("input", "output")
+        specs = PartitionSpec("table", "vocab", "size"), PartitionSpec("table", "memory", "size"), kernel
+        return MemoryNetworkParams._make(specs)
+
+    def answer(
+        self,
+        params: MemoryNetworkParams,
+        story: Int[Array, "*batch sentence word"],
+        question: Int[Array, "*batch word"],
+        *,
+        mask: Bool[Array, "*batch sentence word"] | None = None,
+        question_mask: Bool[Array, "*batch word"] | None = None,
+        linear: bool | Bool[Array, ""] = False,
+        noise: float = 0.1,
+        key: Array | None = None,
+    ) -> Answer:
+        """The logits of the answer, and the weights of the sentences at each hop.
+
+        Args:
+            params: what `init` made.
+            story: the words of each sentence, the oldest sentence first, of at most `memory_size` sentences.
+            question: the words of the question.
+            mask: False where a sentence has no word; one without words is not there, and does not count in the ages of
+                those before it. What the tokens are there has no effect. Of a story of none the weights are 0.
+            question_mask: the same of the question.
+            linear: without the softmax over sentences, as training starts ("linear start"); may be traced.
+            noise: the chance that an empty sentence comes after a sentence, which changes the ages of those before.
+            key: for that noise; None means no noise.
+
+        Raises:
+            ValueError, TypeError: if a shape or dtype is not what the network needs.
+        """
+        mask, question_mask = self._check(params, story, question, mask, question_mask)
+        present = mask.any(axis=-1)
+        ages = self._ages(present, noise, key)
+        tables, times = params.embeddings, params.ages
+        sentences = self._encode(tables, story, mask)  # [*batch, sentence, table, size]
+        if self.tying == "adjacent":
+            hops, asks, says = [(hop, hop + 1) for hop in range(self.hops)], 0, self.hops
+        else:
+            hops, asks, says = [(0, 1)] * self.hops, 2, 3
+        (u,) = jnp.moveaxis(self._encode(tables[asks : asks + 1], question, question_mask), -2, 0)
+        seen = []
+        for a, c in hops:
+            keys, values = (sentences[..., table, :] + times[table][ages] for table in (a, c))
+            scores = jnp.einsum("...sd,...d->...s", keys, u)
+            soft = jax.nn.softmax(jnp.where(present, scores, jnp.finfo(scores.dtype).min), axis=-1)
+            weights = jnp.where(present, jnp.where(linear, scores, soft), 0)
+            looked = jnp.einsum("...s,...sd->...d", weights, values)
+            u = (u if params.hop_kernel is None else u @ params.hop_kernel) + looked
+            seen.append(weights)
+        return Answer(jnp.einsum("...d,vd->...v", u, tables[says]), jnp.stack(seen, axis=-2))
+
+    def _encode(self, tables: Array, tokens: Array, mask: Array) -> Float[Array, "*batch table size"]:
+        """The vectors of sentences `[*batch, word]` in each of the tables."""
+        words = jnp.moveaxis(tables, 0, 1)[jnp.where(mask, tokens, 0)]  # [*batch, word, table, size]
+        scale = jnp.broadcast_to(mask[..., None], (*mask.shape, self.size)).astype(tables.dtype)
+        if self.encoding == "position":
+            count = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
+            place = (mask.cumsum(axis=-1) / count).astype(tables.dtype)[..., None]
+            feature = jnp.arange(1, self.size + 1, dtype=tables.dtype) / self.size
+            feature = jnp.broadcast_to(feature, scale.shape)
+            scale = scale * ((1 - place) - feature * (1 - 2 * place))
+        return jnp.einsum("...wtd,...wd->...td", words, scale)
+
+    def _ages(self, present: Bool[Array, "*batch sentence"], noise: float, key: Array | None) -> Array:
+        """How many sentences, and empty ones drawn at random, come after each sentence; at most the table's last."""
+        count = present.astype(jnp.int32)
+        after = count.sum(axis=-1, keepdims=True) - count.cumsum(axis=-1)
+        if key is not None:
+            blank = (jax.random.bernoulli(key, noise, present.shape) & present).astype(jnp.int32)
+            after = after + jnp.flip(jnp.flip(blank, axis=-1).cumsum(axis=-1), axis=-1)
+        return jnp.minimum(after, self.memory_size - 1)
+
+    def _check(self, params: Any, story: Any, question: Any, mask: Any, question_mask: Any) -> tuple[Array, Array]:
+        """Raises unless all arrays fit each other; gives the masks."""
+        errors.check_params(self, params)
+        errors.check_tokens(self, story)
+        errors.check_tokens(self, question)
+        if jnp.ndim(story) < 2 or jnp.ndim(question) < 1 or story.shape[:-2] != question.shape[:-1]:
+            raise ValueError(
+                f"{self} reads a story [*batch, sentence, word] and a question [*batch, word], got "
+                f"{errors.shape_of(story)} and {errors.shape_of(question)}."
+            )
+        if story.shape[-2] > self.memory_size:
+            raise ValueError(
+                f"{self} remembers {self.memory_size} sentences, but the story has {story.shape[-2]}: give the last "
+                "ones alone."
+            )
+        masks = []
+        for name, given, tokens in (("mask", mask, story), ("question_mask", question_mask, question)):
+            if given is None:
+                given = jnp.ones(tokens.shape, bool)
+            elif given.dtype != jnp.bool_ or given.shape != tokens.shape:
+                raise ValueError(
+                    f"{self} needs a {name} of bool{list(tokens.shape)}, True at words, got {errors.shape_of(given)}."
+                )
+            masks.append(given)
+        return masks[0], masks[1]
