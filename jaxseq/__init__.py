@@ -187,6 +187,8 @@ from .memory.networks import MemoryNetwork as MemoryNetwork
 from .memory.networks import MemoryNetworkParams as MemoryNetworkParams
 from .memory.ntm import NTM as NTM
 from .memory.ntm import NTMState as NTMState
+from .memory.stack import StackRNN as StackRNN
+from .memory.stack import StackRNNState as StackRNNState
 from .pyramid import Pyramid as Pyramid
 from .structured import chains as chains
 from .structured import crf as crf

@@ -274,6 +274,7 @@ ZOO: dict[str, Line] = {
         noisy=True,
     ),
     "dnc": Line(js.DNC(js.Conditioned(js.LSTM(2 + 2 * 3 + 3, 4), 3), 5, 3, read_heads=2), memory=3),
+    "stack_rnn": Line(js.StackRNN(js.Elman(2 + 2 * 2, 4), 3, stacks=2, depth=2)),
     "own_trees": Line(RunningMean()),
     "own_images": Line(Blur()),
     "own_without_inputs": Line(Orbit()),
