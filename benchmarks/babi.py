@@ -23,7 +23,11 @@ from jaxseq.training.errors import UserError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 BATCH, MEMORY, CLIP, NOISE = 32, 50, 40.0, 0.1
-SHAPES = ((16, 11), (MEMORY, 7), (MEMORY, 11))  # sentences and words that tasks are padded to, so that few programs serve all
+SHAPES = (
+    (16, 11),
+    (MEMORY, 7),
+    (MEMORY, 11),
+)  # sentences and words that tasks are padded to, so that few programs serve all
 VOCABULARY = 48  # of a single task, at most
 PUBLISHED = {"single": 13.8, "joint": 12.4}
 QUICK = (1, 4, 6)
@@ -150,11 +154,11 @@ def run(folder: pathlib.Path, kind: str, task: int, hops: int, restarts: int, ep
     }
 
 
-def find(runs: Sequence[dict[str, Any]], task: int, **wanted: Any) -> tuple[float, list[float]] | None:
+def find(runs: Sequence[dict[str, Any]], number: int, **wanted: Any) -> tuple[float, list[float]] | None:
     """The test error of the chosen restart on a task, and those of all, of the run that is wanted."""
     for one in runs:
-        if wanted.items() <= one.items() and str(task) in one["test_errors"]:
-            errors = one["test_errors"][str(task)]
+        if wanted.items() <= one.items() and str(number) in one["test_errors"]:
+            errors = one["test_errors"][str(number)]
             return errors[one["chosen"]], errors
     return None
 
@@ -163,11 +167,11 @@ def report(folder: pathlib.Path, runs: Sequence[dict[str, Any]], restarts: int) 
     """The paragraphs and tables of all runs."""
     numbers = sorted({int(number) for one in runs for number in one["test_errors"]})
 
-    def cell(found: tuple[float, list[float]] | None, spread: bool = True) -> str:
+    def cell(found: tuple[float, list[float]] | None) -> str:
         if found is None:
             return ""
         chosen, errors = found
-        return f"{chosen:.1f} ({min(errors):.1f} to {max(errors):.1f})" if spread and len(errors) > 1 else f"{chosen:.1f}"
+        return f"{chosen:.1f}" + (f" ({min(errors):.1f} to {max(errors):.1f})" if len(errors) > 1 else "")
 
     rows = [["task", "single", "joint"], ["---", "---:", "---:"]]
     columns: dict[str, list[float]] = {"single": [], "joint": []}
@@ -196,15 +200,16 @@ def report(folder: pathlib.Path, runs: Sequence[dict[str, Any]], restarts: int) 
     return [
         "# Memory networks on the bAbI tasks",
         tasks.where("python -m benchmarks.babi --babi FOLDER"),
-        "1000 questions a task to train and 1000 to test (en-1k), version 1.2: the files of version 1.1, of which task 16 "
-        "alone was replaced. `MemoryNetwork` with 3 hops, adjacent tying, position encoding, a linear start and random "
-        "noise (PE LS RN of the paper), the last 50 sentences. Single: a network of 20 features for each task; 20 "
-        "epochs without the softmax at a rate of 0.005, then 100 at 0.01, halved every 25. Joint: one of 50 features for "
-        "all; 30 and 60 epochs, halved every 15. Gradient descent on sums over 32 questions, clipped at a norm of 40. Of "
-        f"several restarts ({said}) that with the lowest loss in training is chosen, without a look at test questions.",
+        "1000 questions a task to train and 1000 to test (en-1k), version 1.2: the files of version 1.1, of which task "
+        "16 alone was replaced. `MemoryNetwork` with 3 hops, adjacent tying, position encoding, a linear start and "
+        "random noise (PE LS RN of the paper), the last 50 sentences. Single: a network of 20 features for each task; "
+        "20 epochs without the softmax at a rate of 0.005, then 100 at 0.01, halved every 25. Joint: one of 50 "
+        "features for all; 30 and 60 epochs, halved every 15. Gradient descent on sums over 32 questions, clipped at a "
+        f"norm of 40. Of several restarts ({said}) that with the lowest loss in training is chosen, without a look at "
+        "test questions.",
         "## Test errors in %",
-        "The chosen restart, and in brackets the lowest and highest of all restarts. Published: Sukhbaatar et al. 2015, "
-        "10 restarts.",
+        "The chosen restart, and in brackets the lowest and highest of all restarts. Published: Sukhbaatar et al. "
+        "2015, 10 restarts.",
         table(rows),
         "## Hops",
         table(hops),

@@ -13,6 +13,7 @@ Depth, conditioning and time scales: DeepTransition, Skip, Highway, Conditioned,
 Delay, TimeSkip, DelayedElman, Hierarchical.
 Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, GatedLinearAttention, GatedDeltaNet, and
 linear_scan.
+Explicit memory: NTM, DNC, StackRNN, MemoryNetwork.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, graphical, markov,
@@ -22,6 +23,8 @@ Modules: losses, metrics, plots, pooling, samplers.
 Trees: the module trees, with the compositions Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM.
 To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended.
 `help` of each has its equations, shapes and an example.
+To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended,
+Machine. `help` of each has its equations, shapes and an example.
 """
 
 from . import diagnostics as diagnostics

@@ -166,6 +166,34 @@ def free_parameters(lengths: Sequence[int], counts: Mapping[str, Sequence[int]])
     for name, values in counts.items():
         axes.plot(lengths, [float(value) for value in values], label=name, marker="o", markersize=4)
     axes.legend()
+def weights(
+    weights: Mapping[str, Any], *, xlabel: str = "step", ylabel: str = "place", places: Sequence[str] | None = None
+) -> Any:
+    """A figure of weights over places, an image for each name: where heads of a memory are, what attention looks at.
+
+    Args:
+        weights: by name, `[time, place]`, or `[hop, sentence]` of a memory network.
+        xlabel: the name of the first axis.
+        ylabel: the name of the second axis.
+        places: what stands at each place, such as the sentences of a story; by default their numbers.
+
+    >>> figure = weights({"written": np.eye(3), "read": np.eye(3)})
+    >>> [axes.get_title() for axes in figure.axes]
+    ['written', 'read']
+    """
+    images = {name: np.asarray(image, np.float64) for name, image in weights.items()}
+    for name, image in images.items():
+        if image.ndim != 2 or (places is not None and image.shape[1] != len(places)):
+            wanted = "place" if places is None else len(places)
+            raise ValueError(f"weights needs arrays [time, {wanted}], got {name!r} of the shape {image.shape}.")
+    figure = require("matplotlib.figure").Figure(figsize=(1 + 4 * len(images), 4), layout="constrained")
+    panels = figure.subplots(1, len(images), squeeze=False)[0]
+    for axes, (name, image) in zip(panels, images.items(), strict=True):
+        axes.imshow(image.T, aspect="auto", cmap="gray_r", vmin=0, vmax=max(1.0, image.max(initial=0)))
+        axes.set(title=name, xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if places is not None:
+            axes.set_yticks(range(len(places)), places)
     return figure
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    babi,
     clockwork,
     contenders,
     linear_attention,
     linear_scan,
     long_memory,
+    memory_cells,
     memory_tasks,
     mlstm,
     moving_average,
@@ -302,3 +304,66 @@ def test_textbook_writes_tables_and_keeps_what_was_written_by_hand(tmp_path):
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| 1 |", "| 2 |"))]
     assert len(rows) == 2 and rows[0][-1] == " |" and " to " in rows[1][-1]
     assert text.endswith("\n\n## What it shows\n\nBy hand.\n") and "# Old" not in text
+
+
+def test_copy_and_recall_ask_for_what_was_shown():
+    """The bits to give are those shown, in one order or after the item that is asked for."""
+    xs, bits, mask = map(np.asarray, memory_cells.copy(jax.random.key(0), 20, 1, 5))
+    for row in range(20):
+        mark = int(xs[row, :, 8].argmax())
+        assert xs[row, mark, 8] == 1 and xs[row, mark + 1 :].sum() == 0
+        assert np.array_equal(xs[row, :mark, :8], bits[row][mask[row]])
+        assert np.flatnonzero(mask[row]).tolist() == list(range(mark + 1, 2 * mark + 1))
+    xs, bits, mask = map(np.asarray, memory_cells.recall(jax.random.key(0), 20, 2, 5))
+    for row in range(20):
+        items = [xs[row, t + 1 : t + 4, :6] for t in np.flatnonzero(xs[row, :, 6])]
+        asked, end = np.flatnonzero(xs[row, :, 7])
+        query = xs[row, asked + 1 : asked + 4, :6]
+        answers = [after for item, after in zip(items, items[1:], strict=False) if np.array_equal(item, query)]
+        assert end == asked + 4 == 4 * len(items) + 4 and np.flatnonzero(mask[row]).tolist() == [
+            end + 1,
+            end + 2,
+            end + 3,
+        ]
+        assert any(np.array_equal(answer, bits[row][mask[row]]) for answer in answers)
+        assert xs[row, end + 1 :].sum() == 0
+
+
+@pytest.mark.slow
+def test_memory_cells_write_runs_and_go_on(tmp_path):
+    settings = [*"--tasks copy --only feed-forward --steps 2 --rows 2 --seeds".split()]
+    table = memory_cells.main([*settings, "1", "--output", str(tmp_path)])
+    first = json.loads(table.with_suffix(".json").read_text())
+    assert len(first) == 1 and set(first[0]["wrong"]) == {"10", "20", "40", "80"}
+    memory_cells.main([*settings, "2", "--output", str(tmp_path)])
+    runs = json.loads(table.with_suffix(".json").read_text())
+    assert runs[0] == first[0] and [run["seed"] for run in runs] == [0, 1]
+    assert "| NTM, feed-forward controller | 13,260 | 2 | 0 | - |" in table.read_text()
+
+
+def write_babi(folder, task, count):
+    """A task in which one who went somewhere is there."""
+    for part, seed in (("train", 0), ("test", 1)):
+        random, lines = np.random.default_rng(seed), []
+        for place in random.choice(["kitchen", "garden"], size=count):
+            lines += [f"1 Mary went to the {place}.", f"2 Where is Mary? \t{place}\t1"]
+        (folder / f"qa{task}_some-task_{part}.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.slow
+def test_babi_trains_each_task_at_1_to_3_hops(tmp_path, monkeypatch):
+    monkeypatch.setattr(babi, "SHAPES", ((2, 6),))
+    for task in (1, 4):
+        write_babi(tmp_path, task, 64)
+    (tmp_path / "v1.2").mkdir()
+    write_babi(tmp_path / "v1.2", 4, 32)
+    assert len(babi.babi.read(babi.files(tmp_path, 4)[0])) == 32 and babi.name_of(tmp_path, 1) == "some task"
+    settings = "--tasks 1 4 --restarts 2 --epochs 25 --babi".split()
+    table = babi.main([*settings, str(tmp_path), "--output", str(tmp_path)])
+    runs = json.loads(table.with_suffix(".json").read_text())
+    assert [(run["task"], run["hops"]) for run in runs] == [(1, 3), (4, 3), (1, 1), (1, 2)]
+    for run in runs:
+        assert run["train_loss"][run["chosen"]] == min(run["train_loss"])
+    assert "| 1 some task | 0.0 (" in table.read_text()
+    with pytest.raises(ValueError, match="has no file qa7_"):
+        babi.main(["--tasks", "7", "--babi", str(tmp_path), "--output", str(tmp_path / "v1.2")])

@@ -159,6 +159,11 @@ def test_the_structured_page_runs():
     assert [tuple(map(int, row)) for row in rows] == list(zip(names["lengths"], *names["counts"].values(), strict=True))
     assert names["perplexity"] < 1.7 and names["transition"].shape == (3, 3)
     assert names["paths"].tolist() == [4**6, 4**3]
+def test_the_memories_run():
+    names = run_examples("docs/memory.md")
+    assert names["wrong"] == 0 and names["losses"][-10:].mean() < 0.05
+    assert names["links"].shape == (1, 12, 12) and names["stacks"].actions.shape == (1, 2, 3)
+    assert names["answer_losses"][-10:].mean() < 0.2 and names["weights"].shape == (300, 2, 4)
 
 
 def test_wheel_ships_the_package_with_its_types_and_nothing_else(tmp_path):

@@ -29,7 +29,7 @@ class DNCState(NamedTuple):
 
 
 class DNC(Machine):
-    """Differentiable neural computer: a memory with places that are allocated, freed, and linked in the order of writing.
+    """Differentiable neural computer: a memory whose places are allocated, freed, and linked in the order of writing.
 
         s', h = cell(s, [x; r_1; ...; r_R]),   y = [h; r'_1; ...; r'_R],   the numbers below = h W + b
 

@@ -46,16 +46,16 @@ class Machine(Extended):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        sizes = getattr(self.cell, "input_size", None), getattr(self.cell, "output_size", None)
-        if self.cell.input_rank != 1 or not all(isinstance(size, int) for size in sizes):
+        inputs, outputs = getattr(self.cell, "input_size", None), getattr(self.cell, "output_size", None)
+        if self.cell.input_rank != 1 or not isinstance(inputs, int) or not isinstance(outputs, int):
             raise TypeError(
                 f"{name} needs a controller that reads and gives vectors of known sizes, got {self.cell}; tokens are "
                 f"embedded before it: Stack((Embed(vocab_size, size), {name}(cell, ...)))."
             )
-        if sizes[0] <= self.read_size:
+        if inputs <= self.read_size:
             raise ValueError(
                 f"{name} gives its controller the inputs and {self.read_size} features that it reads in the memory, "
-                f"but {self.cell} reads {sizes[0]} in all: give it the input_size of both together."
+                f"but {self.cell} reads {inputs} in all: give it the input_size of both together."
             )
 
     @property
@@ -96,9 +96,7 @@ class Machine(Extended):
         return MachineParams(self.cell.init(cell_key), kernel, jnp.zeros(self.interface_size))
 
     def axes(self) -> Any:
-        return MachineParams._make(
-            (self.cell.axes(), PartitionSpec("input", "interface"), PartitionSpec("interface"))
-        )
+        return MachineParams._make((self.cell.axes(), PartitionSpec("input", "interface"), PartitionSpec("interface")))
 
     def initial_state(self, params: MachineParams, batch_shape: tuple[int, ...] = ()) -> Any:
         controller = self.cell.initial_state(params.cell, batch_shape)

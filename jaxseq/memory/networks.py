@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors
+from jaxseq.core.layer import Layer
 
 
 class MemoryNetworkParams(NamedTuple):
@@ -26,8 +27,7 @@ class Answer(NamedTuple):
     weights: Float[Array, "*batch hop sentence"]
 
 
-@dataclasses.dataclass(frozen=True)
-class MemoryNetwork:
+class MemoryNetwork(Layer):
     """End-to-end memory network: it looks at the sentences of a story several times, and answers with a word.
 
         m_i = Σ_j l_j A x_ij + T_A(i),   c_i = Σ_j l_j C x_ij + T_C(i),   u = Σ_j l_j B q_j
@@ -59,9 +59,9 @@ class MemoryNetwork:
     encoding: Literal["position", "bag"] = "position"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "size", "memory_size", "hops"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise ValueError(f"MemoryNetwork needs an integer {name} >= 1, got {value!r}.")
+        super().__post_init__()
+        if self.hops < 1:
+            raise ValueError(f"MemoryNetwork needs hops >= 1, got {self.hops}.")
         for name, choices in (("tying", ("adjacent", "layer-wise")), ("encoding", ("position", "bag"))):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -69,7 +69,6 @@ class MemoryNetwork:
                 )
 
     def init(self, key: Array) -> MemoryNetworkParams:
-        """New parameters."""
         errors.check_key(self, key)
         keys = jax.random.split(key, 3)
         adjacent = self.tying == "adjacent"
@@ -81,7 +80,6 @@ class MemoryNetwork:
         )
 
     def axes(self) -> Any:
-        """The names of the axes of the params, a `PartitionSpec` each."""
         kernel = None if self.tying == "adjacent" else PartitionSpec("input", "output")
         specs = PartitionSpec("table", "vocab", "size"), PartitionSpec("table", "memory", "size"), kernel
         return MemoryNetworkParams._make(specs)

@@ -178,12 +178,9 @@ def test_any_cell_controls(machine):
     xs = jnp.ones((2, 6, 2))
     for controller in (feed_forward, deep, conditioned):
         cell = machine(controller, 6, 3)
-        params = cell.attach(cell.init(KEY), jnp.ones((2, 5)))
+        params = jax.eval_shape(lambda cell=cell: cell.attach(cell.init(KEY), jnp.ones((2, 5))))
         assert cell.input_size == 2 and cell.output_size == 4 + 3
-        assert cell.unroll(params, xs)[1].shape == (2, 6, 7)
-    cell = machine(deep, 6, 3)
-    noisy = cell.unroll(cell.init(KEY), xs, key=KEY)[1]
-    assert not np.allclose(noisy, cell.unroll(cell.init(KEY), xs)[1])
+        assert jax.eval_shape(cell.unroll, params, xs)[1].shape == (2, 6, 7)
 
 
 def test_an_initial_memory_is_learned():
@@ -201,14 +198,15 @@ def test_extreme_interfaces_give_finite_numbers(machine, dtype):
     """Keys of zeros and huge ones, powers and strengths that overflow a power or an exponential."""
     cell = machine(js.Elman(2 + 3, 4), 5, 3)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), cell.init(KEY))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        state, ys = cell.unroll(params, jnp.ones((6, 2), dtype))
+        return ys[:, :4].sum() + sum(leaf.sum() for leaf in state[2:-1])
+
     for scale in (0.0, 1e3, -1e3, 1e6):
-        scaled = params._replace(interface_kernel=params.interface_kernel * jnp.asarray(scale, dtype))
-
-        def loss(params):
-            state, ys = cell.unroll(params, jnp.ones((6, 2), dtype))
-            return ys[:, :4].sum() + sum(leaf.sum() for leaf in state[2:-1])
-
-        value, gradients = jax.value_and_grad(loss)(scaled)
+        value, gradients = loss(params._replace(interface_kernel=params.interface_kernel * jnp.asarray(scale, dtype)))
         assert jnp.isfinite(value)
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients)), scale
 
@@ -242,7 +240,10 @@ def test_allocation_is_a_product_over_what_is_less_used():
 
 
 REFUSED = {
-    "tokens": (lambda: js.NTM(js.Embed(3, 4), 5, 3), "tokens are embedded before it: Stack((Embed(vocab_size, size), NTM("),
+    "tokens": (
+        lambda: js.NTM(js.Embed(3, 4), 5, 3),
+        "embedded before it: Stack((Embed(vocab_size, size), NTM(cell",
+    ),
     "sizes": (lambda: js.NTM(js.Map("tanh"), 5, 3), "needs a controller that reads and gives vectors of known sizes"),
     "input": (lambda: js.DNC(js.LSTM(3, 4), 5, 3), "reads 3 in all: give it the input_size of both together."),
     "heads": (lambda: js.NTM(js.LSTM(8, 4), 5, 3, read_heads=0), "NTM needs read_heads >= 1, got 0."),

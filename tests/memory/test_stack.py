@@ -62,7 +62,10 @@ def test_hard_actions_are_those_of_a_stack():
 REFUSED = {
     "depth": (lambda: js.StackRNN(js.Elman(9, 4), 3, depth=4), "at most its memory_size, 3, got depth=4."),
     "none": (lambda: js.StackRNN(js.Elman(9, 4), 3, stacks=0), "StackRNN needs stacks >= 1, got 0."),
-    "input": (lambda: js.StackRNN(js.Elman(2, 4), 3, stacks=2), "but Elman(input_size=2, hidden_size=4) reads 2 in all"),
+    "input": (
+        lambda: js.StackRNN(js.Elman(2, 4), 3, stacks=2),
+        "but Elman(input_size=2, hidden_size=4) reads 2 in all",
+    ),
 }
 
 
