@@ -21,8 +21,6 @@ semirings.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
 Trees: the module trees, with the compositions Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM.
-To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended.
-`help` of each has its equations, shapes and an example.
 To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended,
 Machine. `help` of each has its equations, shapes and an example.
 """

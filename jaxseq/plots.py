@@ -166,6 +166,9 @@ def free_parameters(lengths: Sequence[int], counts: Mapping[str, Sequence[int]])
     for name, values in counts.items():
         axes.plot(lengths, [float(value) for value in values], label=name, marker="o", markersize=4)
     axes.legend()
+    return figure
+
+
 def weights(
     weights: Mapping[str, Any], *, xlabel: str = "step", ylabel: str = "place", places: Sequence[str] | None = None
 ) -> Any:

@@ -159,6 +159,9 @@ def test_the_structured_page_runs():
     assert [tuple(map(int, row)) for row in rows] == list(zip(names["lengths"], *names["counts"].values(), strict=True))
     assert names["perplexity"] < 1.7 and names["transition"].shape == (3, 3)
     assert names["paths"].tolist() == [4**6, 4**3]
+
+
+@pytest.mark.slow
 def test_the_memories_run():
     names = run_examples("docs/memory.md")
     assert names["wrong"] == 0 and names["losses"][-10:].mean() < 0.05
