@@ -17,7 +17,10 @@ Explicit memory: NTM, DNC, StackRNN, MemoryNetwork.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, graphical, markov,
-semirings.
+semirings,
+spans, tagger.
+Hidden Markov models: HMM, VaryingHMM, TokenHMM, of CategoricalEmission, GaussianEmission, FullGaussianEmission,
+PoissonEmission or FunctionEmission; baum_welch, baum_welch_restarts, fit_labelled.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
 Trees: the module trees, with the compositions Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM.
@@ -196,9 +199,32 @@ from .structured import crf as crf
 from .structured import graphical as graphical
 from .structured import markov as markov
 from .structured import semirings as semirings
+from .structured import spans as spans
+from .structured import tagger as tagger
+from .structured.baum_welch import Fitted as Fitted
+from .structured.baum_welch import baum_welch as baum_welch
+from .structured.baum_welch import baum_welch_restarts as baum_welch_restarts
+from .structured.baum_welch import fit_labelled as fit_labelled
 from .structured.crf import CRF as CRF
 from .structured.crf import CRFParams as CRFParams
+from .structured.emissions import CategoricalEmission as CategoricalEmission
+from .structured.emissions import CategoricalParams as CategoricalParams
+from .structured.emissions import Emission as Emission
+from .structured.emissions import FunctionEmission as FunctionEmission
+from .structured.hmm import HMM as HMM
+from .structured.hmm import Filtered as Filtered
+from .structured.hmm import HMMParams as HMMParams
+from .structured.hmm import HMMState as HMMState
+from .structured.hmm import Simulated as Simulated
+from .structured.hmm import TokenHMM as TokenHMM
+from .structured.hmm import VaryingHMM as VaryingHMM
 from .structured.markov import MarkovChain as MarkovChain
+from .structured.vector_emissions import FullGaussianEmission as FullGaussianEmission
+from .structured.vector_emissions import FullGaussianParams as FullGaussianParams
+from .structured.vector_emissions import GaussianEmission as GaussianEmission
+from .structured.vector_emissions import GaussianParams as GaussianParams
+from .structured.vector_emissions import PoissonEmission as PoissonEmission
+from .structured.vector_emissions import PoissonParams as PoissonParams
 from .trees.recursive import RNTN as RNTN
 from .trees.recursive import Recursive as Recursive
 from .trees.recursive import RecursiveParams as RecursiveParams
