@@ -17,8 +17,7 @@ Explicit memory: NTM, DNC, StackRNN, MemoryNetwork.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, graphical, markov,
-semirings,
-spans, tagger.
+semirings, spans, tagger.
 Hidden Markov models: HMM, VaryingHMM, TokenHMM, of CategoricalEmission, GaussianEmission, FullGaussianEmission,
 PoissonEmission or FunctionEmission; baum_welch, baum_welch_restarts, fit_labelled.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import jaxseq
@@ -159,6 +160,9 @@ def test_the_structured_page_runs():
     assert [tuple(map(int, row)) for row in rows] == list(zip(names["lengths"], *names["counts"].values(), strict=True))
     assert names["perplexity"] < 1.7 and names["transition"].shape == (3, 3)
     assert names["paths"].tolist() == [4**6, 4**3]
+    assert (names["viterbi"] == names["states"])[names["hmm_mask"]].mean() > 0.9
+    assert (jnp.diff(names["fitted"].trace) > -1e-2).all() and names["driven_likelihood"].shape == (8,)
+    assert names["tagged"] == [["DET", "NOUN", "VERB"]]
 
 
 @pytest.mark.slow

@@ -255,6 +255,8 @@ class VaryingHMM(HMM):
         return jnp.asarray(self._pair(xs)[0])
 
     def _transition(self, params, xs):
+        if params.transition is not None:
+            raise ValueError(f"{self} needs params whose transition is None: it is given among the inputs.")
         transition, states = jnp.asarray(self._pair(xs)[1]), self.emission.states
         if transition.shape[-2:] != (states, states):
             raise ValueError(
