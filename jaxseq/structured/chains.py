@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks
 from jaxseq.core.unroll import scan_from_fresh
-from jaxseq.structured import semirings
+from jaxseq.structured import banded, semirings
 from jaxseq.structured.semirings import LOG, MAX, Semiring
 
 
@@ -74,7 +74,10 @@ def total(
     >>> total(semirings.COUNT, chain).item()
     9.0
     """
-    return _forward(semiring, parallel, *_checked("total", chain, mask, reset)).total
+    parts = _checked("total", chain, mask, reset)
+    if semiring is LOG and isinstance(parts.transition, Band) and not parallel:
+        return _banded_log_partition(*parts)
+    return _forward(semiring, parallel, *parts).total
 
 
 def log_partition(
@@ -400,6 +403,13 @@ def _forward(semiring: Semiring, parallel: bool, *parts: Any) -> _Forward:
     empty = semiring.sum(semiring.lift(jnp.zeros_like(p.start[..., :1])), -1)
     product = _select(semiring, last.any(axis=0), product, empty)
     return _Forward(states, semiring.times(product, semiring.lift(scale)) if semiring.scaled else product)
+
+
+@jax.jit
+def _banded_log_partition(*parts: Any) -> Float[Array, "*batch"]:
+    p = _Parts(*parts)
+    potentials = banded.Potentials(p.start, p.transition.weights, p.emission, p.end)
+    return banded.log_partition(potentials, banded.Flags(p.keep, p.reset, _flags(p)[1].last))
 
 
 def _select(semiring, flags, chosen, otherwise):
