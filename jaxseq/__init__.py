@@ -16,7 +16,7 @@ linear_scan.
 Explicit memory: NTM, DNC, StackRNN, MemoryNetwork.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
-Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, graphical, markov,
+Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, ctc, graphical, markov,
 semirings, spans, tagger.
 Hidden Markov models: HMM, VaryingHMM, TokenHMM, of CategoricalEmission, GaussianEmission, FullGaussianEmission,
 PoissonEmission or FunctionEmission; baum_welch, baum_welch_restarts, fit_labelled.
@@ -195,6 +195,7 @@ from .memory.stack import StackRNNState as StackRNNState
 from .pyramid import Pyramid as Pyramid
 from .structured import chains as chains
 from .structured import crf as crf
+from .structured import ctc as ctc
 from .structured import graphical as graphical
 from .structured import markov as markov
 from .structured import semirings as semirings
