@@ -17,9 +17,10 @@ Explicit memory: NTM, DNC, StackRNN, MemoryNetwork.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, ctc, graphical, markov,
-semirings, spans, tagger.
 Hidden Markov models: HMM, VaryingHMM, TokenHMM, of CategoricalEmission, GaussianEmission, FullGaussianEmission,
 PoissonEmission or FunctionEmission; baum_welch, baum_welch_restarts, fit_labelled.
+semirings, spans, tagger.
+semirings, transducer.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
 Trees: the module trees, with the compositions Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM.
@@ -201,6 +202,7 @@ from .structured import markov as markov
 from .structured import semirings as semirings
 from .structured import spans as spans
 from .structured import tagger as tagger
+from .structured import transducer as transducer
 from .structured.baum_welch import Fitted as Fitted
 from .structured.baum_welch import baum_welch as baum_welch
 from .structured.baum_welch import baum_welch_restarts as baum_welch_restarts

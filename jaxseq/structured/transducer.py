@@ -1,0 +1,184 @@
+"""The recurrent transducer: labels whose steps are not known, each predicted from the inputs and the labels before it.
+
+In step t, after u labels, the model gives the next label a log-probability, and the blank, which ends the step, one
+too. An alignment is a way through the lattice of pairs (t, u), from (0, 0) to the blank that ends the last step with
+all labels given. On its diagonals, t + u = 0, 1, ..., it is a path over the states u that move up by at most one.
+
+Graves, Sequence Transduction with Recurrent Neural Networks, 2012, arXiv:1211.3711.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxseq.core import errors, masks
+from jaxseq.structured.chains import Band, Chain, log_partition
+from jaxseq.structured.ctc import check_blank, check_labels, first_of
+
+
+class Lattice(NamedTuple):
+    """The log-probabilities of the alignments of given labels: in step t, after u labels, of the blank, and of label u.
+
+    `loss` needs nothing else; `lattice` and `joint_lattice` make it.
+    """
+
+    blank: Float[Array, "*batch time label+1"]
+    label: Float[Array, "*batch time label"]
+
+
+def lattice(
+    log_probs: Float[Array, "*batch time label+1 vocab"], labels: Int[Array, "*batch label"], *, blank: int = 0
+) -> Lattice:
+    """The lattice of labels, of log-probabilities (`jax.nn.log_softmax` of the joint network's logits).
+
+    What is no label, the blank or a number out of range, is NaN, which a label mask takes off again.
+
+    >>> lattice(jnp.log(jnp.full((4, 3, 5), 0.2)), jnp.array([1, 2])).label.shape
+    (4, 2)
+    """
+    log_probs, labels = jnp.asarray(log_probs), jnp.asarray(labels)
+    if log_probs.ndim < 3 or not jnp.issubdtype(log_probs.dtype, jnp.floating):
+        raise ValueError(
+            "transducer.lattice needs floating log_probs [*batch, time, label + 1, vocab], got "
+            f"{errors.shape_of(log_probs)}."
+        )
+    check_blank("transducer.lattice", blank, log_probs.shape[-1])
+    labels, _ = check_labels("transducer.lattice", labels, None, log_probs.shape[:-3])
+    count = labels.shape[-1]
+    if log_probs.shape[-2] != count + 1:
+        raise ValueError(
+            f"transducer.lattice needs log_probs of one more position than labels, {count + 1}, got "
+            f"{log_probs.shape[-2]}: before the first label and after each."
+        )
+    vocab, steps = log_probs.shape[-1], log_probs.shape[:-2]
+    index = jnp.broadcast_to(jnp.clip(labels, 0, vocab - 1)[..., None, :, None], (*steps, count, 1))
+    taken = jnp.take_along_axis(log_probs[..., :-1, :], index, axis=-1)[..., 0]
+    wrong = jnp.broadcast_to(((labels < 0) | (labels >= vocab) | (labels == blank))[..., None, :], taken.shape)
+    return Lattice(log_probs[..., blank], jnp.where(wrong, jnp.nan, taken))
+
+
+def joint_lattice(
+    joint: Callable[[Array, Array], Array],
+    encoded: Float[Array, "*batch time features"],
+    predicted: Float[Array, "*batch label+1 features"],
+    labels: Int[Array, "*batch label"],
+    mask: Bool[Array, "*batch time"] | None = None,
+    *,
+    blank: int = 0,
+) -> Lattice:
+    """The lattice of labels, of what encoder and prediction network give, one step of the inputs after the other.
+
+    `joint(encoded [*batch, 1, features], predicted [*batch, label + 1, features])` gives logits, such as those of
+    `Dense(...).apply(params, jnp.tanh(encoded + predicted))`. They are computed again for the gradient, so
+    `[*batch, time, label + 1, vocab]` is never there at once. `predicted[..., u, :]` has read u labels: let the
+    prediction network read `begin(labels)`.
+    """
+    encoded, predicted = jnp.asarray(encoded), jnp.asarray(predicted)
+    if encoded.ndim < 2 or predicted.ndim != encoded.ndim or predicted.shape[:-2] != encoded.shape[:-2]:
+        raise ValueError(
+            "transducer.joint_lattice needs encoded [*batch, time, features] and predicted [*batch, label + 1, "
+            f"features], got {errors.shape_of((encoded, predicted))}."
+        )
+    if mask is not None:
+        errors.check_flags("transducer.joint_lattice", mask, "mask", encoded.shape[:-1])
+        encoded = masks.zero_unless(jnp.asarray(mask), encoded)
+
+    @jax.checkpoint
+    def one_step(x):
+        logits = joint(x[..., None, :], predicted)
+        with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        found = lattice(jax.nn.log_softmax(logits)[..., None, :, :], labels, blank=blank)
+        return jax.tree.map(lambda leaf: leaf[..., 0, :], found)
+
+    steps = lax.map(one_step, jnp.moveaxis(encoded, -2, 0))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), steps)
+
+
+def begin(labels: Int[Array, "*batch label"], *, blank: int = 0) -> Int[Array, "*batch label+1"]:
+    """The labels with the blank before them: what the prediction network reads.
+
+    >>> begin(jnp.array([3, 1])).tolist()
+    [0, 3, 1]
+    """
+    labels = jnp.asarray(labels)
+    return jnp.concatenate([jnp.full_like(labels, blank, shape=(*labels.shape[:-1], 1)), labels], axis=-1)
+
+
+def loss(
+    lattice: Lattice,
+    mask: Bool[Array, "*batch time"] | None = None,
+    label_mask: Bool[Array, "*batch label"] | None = None,
+) -> Float[Array, "*batch"]:
+    """The negative log-probability in nats of the labels of each row, summed over their alignments.
+
+    A step off `mask` is as if it were not there, gaps included; of the labels, whose number says which of the
+    predictions are read, those on `label_mask` have to stand first, as `length_mask` has them. Half precision is
+    computed in float32. Labels without a step have the loss inf, with gradients of 0.
+
+    >>> log_probs = jnp.log(jnp.full((3, 2, 4), 0.25))  # three steps, one label: three alignments, each of 4 choices
+    >>> from jaxseq.structured import transducer
+    >>> f"{loss(transducer.lattice(log_probs, jnp.array([2]))):.4f}"  # 4 ln 4 - ln 3
+    '4.4466'
+    """
+    given = _checked(lattice)
+    *batch, time, states = given.blank.shape
+    for flags, what, size in ((mask, "mask", time), (label_mask, "label_mask", states - 1)):
+        if flags is not None:
+            errors.check_flags("transducer.loss", flags, what, (*batch, size))
+    keep = jnp.ones((*batch, time), bool) if mask is None else jnp.asarray(mask)
+    real = jnp.ones((*batch, states - 1), bool) if label_mask is None else jnp.asarray(label_mask)
+    steps, count = keep.sum(axis=-1), real.sum(axis=-1)
+    read = masks.length_mask(count + 1, states)[..., None, :]
+    given = jax.tree.map(lambda leaf: jnp.where(read[..., -leaf.shape[-1] :], leaf, -jnp.inf), given)
+    given = given if mask is None else jax.tree.map(lambda leaf: _steps_first(keep, leaf), given)
+    weights, ends = _diagonals(given, steps, count)
+    start = jnp.where(jnp.arange(states) == 0, 0, -jnp.inf).astype(weights.dtype)
+    emission = jnp.zeros((*batch, weights.shape[-3], states), weights.dtype)
+    used = masks.length_mask(steps + count, weights.shape[-3]) & (steps > 0)[..., None]
+    losses = -log_partition(Chain(start, Band(weights), emission, ends), used)
+    return jnp.where(steps > 0, losses, jnp.where(count > 0, jnp.inf, 0).astype(losses.dtype))
+
+
+def _checked(given: Lattice) -> Lattice:
+    if not isinstance(given, Lattice):
+        raise TypeError(f"transducer.loss needs a Lattice(blank, label), got {errors.shape_of(given)}.")
+    blank, label = map(jnp.asarray, given)
+    if blank.ndim < 2 or label.shape != (*blank.shape[:-1], blank.shape[-1] - 1):
+        raise ValueError(
+            "transducer.loss needs Lattice(blank [*batch, time, label + 1], label [*batch, time, label]), got "
+            f"{errors.shape_of(given)}."
+        )
+    with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
+        dtype = jnp.promote_types(jnp.result_type(blank, label), jnp.float32)
+    return Lattice(blank.astype(dtype), label.astype(dtype))
+
+
+def _steps_first(keep, leaf):
+    """The steps that are kept, in order, and then zeros."""
+    _, order = first_of(keep, keep)
+    index = jnp.broadcast_to(order[..., None], leaf.shape)
+    return jnp.take_along_axis(masks.zero_unless(keep, leaf), index, axis=-2)
+
+
+def _diagonals(given: Lattice, steps, count) -> tuple[Array, Array]:
+    """The weights of both moves on each diagonal, `[*batch, time + label, 2, label + 1]`, and those of the ends."""
+    *batch, time, states = given.blank.shape
+    inside = masks.length_mask(steps, time)[..., None]
+
+    def skewed(leaf):  # [*batch, time, n] -> [*batch, time + label, n], column u moved u steps later
+        leaf = jnp.where(inside, leaf, -jnp.inf)
+        size = leaf.shape[-1]
+        wide = jnp.pad(jnp.swapaxes(leaf, -1, -2), [(0, 0)] * (leaf.ndim - 1) + [(0, states)], constant_values=-jnp.inf)
+        flat = wide.reshape(*batch, size * (time + states))[..., : size * (time + states - 1)]
+        return jnp.swapaxes(flat.reshape(*batch, size, time + states - 1), -1, -2)
+
+    up = jnp.pad(skewed(given.label), [(0, 0)] * (len(batch) + 1) + [(1, 0)], constant_values=-jnp.inf)
+    last = jnp.maximum(steps - 1, 0)[..., None, None]
+    leaving = jnp.take_along_axis(given.blank, jnp.broadcast_to(last, (*batch, 1, states)), axis=-2)[..., 0, :]
+    ends = jnp.where(lax.broadcasted_iota(int, leaving.shape, len(batch)) == count[..., None], leaving, -jnp.inf)
+    return jnp.stack([skewed(given.blank), up], axis=-2), ends
