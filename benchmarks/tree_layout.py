@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> pathlib.Path:
             "# How batches of trees are laid out",
             tasks.where("python -m benchmarks.tree_layout --sst FOLDER"),
             f"{len(groups)} batches of {sentiment.BATCH} trees of the Stanford sentiment treebank, on average of "
-            f"{nodes:.0f} nodes, laid out by `trees.batch` with as many rows and steps as each needs. The time is that of "
-            "a training step of the Tree-LSTM of [sentiment.md](sentiment.md), the median of "
-            f"{options.rounds} rounds in turns over {len(timed)} batches with {sentiment.LEAVES} rows for leaves. The last "
-            "line is what a step for each height would need, as wide as the widest one.",
+            f"{nodes:.0f} nodes, laid out by `trees.batch` with as many rows and steps as each needs. The time is that "
+            "of a training step of the Tree-LSTM of [sentiment.md](sentiment.md), the median of "
+            f"{options.rounds} rounds in turns over {len(timed)} batches with {sentiment.LEAVES} rows for leaves. The "
+            "last line is what a step for each height would need, as wide as the widest one.",
             "\n".join(lines),
         ],
     )
