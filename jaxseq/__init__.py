@@ -17,10 +17,9 @@ Explicit memory: NTM, DNC, StackRNN, MemoryNetwork.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
 Functions: scan, generate, length_mask, reset_where, to_json, from_json.
 Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, ctc, graphical, markov,
+semirings, spans, tagger, transducer.
 Hidden Markov models: HMM, VaryingHMM, TokenHMM, of CategoricalEmission, GaussianEmission, FullGaussianEmission,
 PoissonEmission or FunctionEmission; baum_welch, baum_welch_restarts, fit_labelled.
-semirings, spans, tagger.
-semirings, transducer.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, samplers.
 Trees: the module trees, with the compositions Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM.
