@@ -32,6 +32,7 @@ from . import losses as losses
 from . import metrics as metrics
 from . import plots as plots
 from . import pooling as pooling
+from . import reservoirs as reservoirs
 from . import samplers as samplers
 from . import trees as trees
 from .bidirectional import Bidirectional as Bidirectional
@@ -193,6 +194,9 @@ from .memory.ntm import NTMState as NTMState
 from .memory.stack import StackRNN as StackRNN
 from .memory.stack import StackRNNState as StackRNNState
 from .pyramid import Pyramid as Pyramid
+from .reservoirs.cell import Reservoir as Reservoir
+from .reservoirs.cell import ReservoirParams as ReservoirParams
+from .reservoirs.cell import ReservoirState as ReservoirState
 from .structured import chains as chains
 from .structured import crf as crf
 from .structured import ctc as ctc

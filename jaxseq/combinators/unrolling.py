@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell
-from jaxseq.core.unroll import Run, scan_from_fresh, unroll_steps
+from jaxseq.core.unroll import Run, scan_chunks, unroll_steps
 from jaxseq.core.wrapper import Wrapper
 
 
@@ -56,8 +56,6 @@ class Remat(Wrapper):
 
     def _unroll(self, params: Any, xs: Any, state: Any, run: Run) -> tuple[Any, Any]:
         every = self.every or max(1, math.isqrt(run.length))
-        count, rest = divmod(run.length, every)
-        steps = (xs, run.keep, run.reset, run.keys)
 
         @functools.partial(jax.checkpoint, static_argnums=3)
         def chunk(params, state, steps, length):
@@ -65,29 +63,8 @@ class Remat(Wrapper):
             part = run._replace(length=length, keep=keep, reset=reset, keys=keys)
             return self.cell._unroll(params, xs, state, part)
 
-        def whole_chunks(state):
-            chunks = jax.tree.map(lambda leaf: leaf[: count * every].reshape(count, every, *leaf.shape[1:]), steps)
-
-            def body(state, steps):
-                return chunk(params, state, steps, every)
-
-            state, ys = scan_from_fresh(lax.scan, body, state, chunks, count, run.reverse)
-            return state, jax.tree.map(lambda leaf: leaf.reshape(count * every, *leaf.shape[2:]), ys)
-
-        def short_chunk(state):
-            return chunk(params, state, jax.tree.map(lambda leaf: leaf[count * every :], steps), rest)
-
-        if not count:
-            return short_chunk(state)
-        if not rest:
-            return whole_chunks(state)
-        if run.reverse:
-            state, last = short_chunk(state)
-            state, ys = whole_chunks(state)
-        else:
-            state, ys = whole_chunks(state)
-            state, last = short_chunk(state)
-        return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), ys, last)
+        steps = (xs, run.keep, run.reset, run.keys)
+        return scan_chunks(functools.partial(chunk, params), state, steps, run.length, every, run.reverse)
 
 
 class States(Wrapper):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
@@ -106,6 +107,37 @@ def scan_from_fresh(
         state = jax.tree.map(typed, state, after)
     known = bool(jax.tree.leaves(xs))  # a symbolic length is read from them, and only from them
     return scan(body, state, xs, length=None if known else length, reverse=reverse)
+
+
+def scan_chunks(
+    chunk: Callable[..., Any], state: Any, steps: Any, length: int, every: int, reverse: bool
+) -> tuple[Any, Any]:
+    """Folds `chunk(state, steps, length) -> (state, ys)` over chunks of `every` steps `[time, ...]`; the last is short."""
+    count, rest = divmod(length, every)
+
+    def whole_chunks(state):
+        chunks = jax.tree.map(lambda leaf: leaf[: count * every].reshape(count, every, *leaf.shape[1:]), steps)
+
+        def body(state, steps):
+            return chunk(state, steps, every)
+
+        state, ys = scan_from_fresh(lax.scan, body, state, chunks, count, reverse)
+        return state, jax.tree.map(lambda leaf: leaf.reshape(count * every, *leaf.shape[2:]), ys)
+
+    def short_chunk(state):
+        return chunk(state, jax.tree.map(lambda leaf: leaf[count * every :], steps), rest)
+
+    if not count:
+        return short_chunk(state)
+    if not rest:
+        return whole_chunks(state)
+    if reverse:
+        state, last = short_chunk(state)
+        state, ys = whole_chunks(state)
+    else:
+        state, ys = whole_chunks(state)
+        state, last = short_chunk(state)
+    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), ys, last)
 
 
 def _needs(layer) -> str:
