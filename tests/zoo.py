@@ -257,6 +257,12 @@ ZOO: dict[str, Line] = {
     "leaky": Line(js.Leaky(js.LSTM(2, 3), (0.9, 0.5, 0.1))),
     "leaky_learned": Line(js.Leaky(js.GRU(2, 3), 0.3, learned=True)),
     "delay": Line(js.Delay(js.LSTM(2, 3), 2)),
+    "reservoir": Line(
+        js.Reservoir(2, 4, leak=0.6, input_scale=(0.5, 2.0), bias_scale=0.3, density=0.5, noise=0.1), noisy=True
+    ),
+    "reservoir_readout": Line(
+        js.Feedback(js.Stack((js.Concatenate((2, 2)), js.Skip(js.Reservoir(4, 3)), js.Dense(7, 2))))
+    ),
     "time_skip": Line(js.TimeSkip(js.Elman(5, 3), 2)),
     "delayed_elman": Line(js.DelayedElman(2, 4, (1, 3))),
     "moving_average": Line(js.MovingAverage(2, 3)),

@@ -112,7 +112,7 @@ def scan_from_fresh(
 def scan_chunks(
     chunk: Callable[..., Any], state: Any, steps: Any, length: int, every: int, reverse: bool
 ) -> tuple[Any, Any]:
-    """Folds `chunk(state, steps, length) -> (state, ys)` over chunks of `every` steps `[time, ...]`; the last is short."""
+    """Folds `chunk(state, steps, length) -> (state, ys)` over chunks of `every` steps; the last may be shorter."""
     count, rest = divmod(length, every)
 
     def whole_chunks(state):

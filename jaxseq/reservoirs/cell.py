@@ -74,15 +74,17 @@ class Reservoir(Recurrent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low, high in (("leak", 0, 1), ("density", 0, 1)):
-            if not low < getattr(self, name) <= high:
+        for name in ("leak", "density"):
+            if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"Reservoir needs 0 < {name} <= 1, got {getattr(self, name)}.")
         for name in ("radius", "noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"Reservoir needs a finite {name} >= 0, got {getattr(self, name)}.")
         scales = self.input_scale if isinstance(self.input_scale, tuple) else (self.input_scale,)
         if not all(isinstance(scale, int | float) and not isinstance(scale, bool) for scale in scales):
-            raise TypeError(f"Reservoir needs a number, or a tuple of numbers, as input_scale, got {self.input_scale!r}.")
+            raise TypeError(
+                f"Reservoir needs a number, or a tuple of numbers, as input_scale, got {self.input_scale!r}."
+            )
         if isinstance(self.input_scale, tuple) and len(scales) != self.input_size:
             raise ValueError(
                 f"Reservoir needs one input_scale, or {self.input_size}, one for each input, got {len(scales)}."

@@ -1,6 +1,5 @@
 """The spectral radius of a matrix, on any device and under any transformation."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float

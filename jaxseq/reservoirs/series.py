@@ -1,0 +1,96 @@
+"""Two series on which reservoirs are compared."""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def mackey_glass(
+    length: int,
+    *,
+    delay: float = 17.0,
+    start: float | Float[Array, ""] = 1.2,
+    discard: int = 1000,
+    resolution: int = 10,
+) -> Float[Array, "time 1"]:
+    """The Mackey-Glass series, a chaotic delay equation, sampled once per unit of time.
+
+        dx/dt = 0.2 x(t - delay) / (1 + x(t - delay)^10) - 0.1 x(t)
+
+    From a constant past, `start`, and without the first `discard` samples. It is integrated by a Runge-Kutta method of
+    order 4 with `resolution` steps per unit, between which the past is interpolated by cubics. The series is chaotic:
+    rounding grows, so other dtypes and devices give other numbers in the long run. `vmap` over `start` gives several.
+
+    M. C. Mackey and L. Glass, Oscillation and chaos in physiological control systems, Science 197, 1977.
+
+    Raises:
+        ValueError: if `length` or `discard` is negative, or the delay is no whole number of at least two steps.
+
+    >>> mackey_glass(5).shape
+    (5, 1)
+    """
+    length, discard, resolution = (operator.index(number) for number in (length, discard, resolution))
+    past = round(delay * resolution)
+    if length < 0 or discard < 0 or resolution < 1:
+        raise ValueError(
+            f"mackey_glass needs length >= 0, discard >= 0 and resolution >= 1, got {length}, {discard}, {resolution}."
+        )
+    if past < 2 or abs(past - delay * resolution) > 1e-6:
+        raise ValueError(f"mackey_glass needs a delay of two or more steps of 1/{resolution}, got {delay}.")
+    size = 1 / resolution
+
+    def slope(now, delayed):
+        return 0.2 * delayed / (1 + delayed**10) - 0.1 * now
+
+    def step(history, _):  # the last past + 2 points, the newest at the end
+        before, delayed, after, later = history[:4]
+        middle = (9 * (delayed + after) - before - later) / 16
+        now = history[-1]
+        k1 = slope(now, delayed)
+        k2 = slope(now + size / 2 * k1, middle)
+        k3 = slope(now + size / 2 * k2, middle)
+        k4 = slope(now + size * k3, after)
+        now = now + size / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return jnp.append(history[1:], now), None
+
+    def sample(history, _):
+        return jax.lax.scan(step, history, length=resolution)[0], history[-1]
+
+    _, series = jax.lax.scan(sample, jnp.full(past + 2, jnp.asarray(start, float)), length=discard + length)
+    return series[discard:, None]
+
+
+def narma(xs: Float[Array, "*batch time 1"], order: int = 10) -> Float[Array, "*batch time 1"]:
+    """The nonlinear moving average of inputs, which are usually drawn from U(0, 0.5).
+
+        y' = 0.3 y + 0.05 y (the sum of the last `order` y) + 1.5 x_(t - order + 1) x_t + 0.1
+
+    The output of step t is what follows on x_t; before the first step all are 0.
+
+    A. F. Atiya and A. G. Parlos, New results on recurrent network training, IEEE Transactions on Neural Networks 11,
+    2000.
+
+    Raises:
+        ValueError: if the inputs are no single feature, or `order` is below 1.
+
+    >>> narma(jnp.zeros((3, 1)))[:2, 0].round(4).tolist()  # 0.1, then 0.3 * 0.1 + 0.05 * 0.1 * 0.1 + 0.1
+    [0.10000000149011612, 0.13050000369548798]
+    """
+    xs, order = jnp.asarray(xs), operator.index(order)
+    if xs.ndim < 2 or xs.shape[-1] != 1:
+        raise ValueError(f"narma needs inputs [*batch, time, 1], got {xs.shape}.")
+    if order < 1:
+        raise ValueError(f"narma needs order >= 1, got {order}.")
+
+    def step(histories, x):  # of inputs and outputs, the newest at the end
+        inputs, outputs = histories
+        inputs = jnp.concatenate([inputs[1:], x[None]])
+        y = outputs[-1]
+        y = 0.3 * y + 0.05 * y * outputs.sum(axis=0) + 1.5 * inputs[0] * inputs[-1] + 0.1
+        return (inputs, jnp.concatenate([outputs[1:], y[None]])), y
+
+    start = jnp.zeros((order, *xs.shape[:-2], 1), xs.dtype)
+    _, ys = jax.lax.scan(step, (start, start), jnp.moveaxis(xs, -2, 0))
+    return jnp.moveaxis(ys, 0, -2)
