@@ -3,7 +3,7 @@
 Cells: Elman, Jordan, LSTM, PeepholeLSTM, CoupledLSTM, ProjectedLSTM, LayerNormLSTM, GRU, GRUv1, MinimalGRU, Embed,
 OneHot, Dense, FeatureNorm, Concatenate, Map.
 Minimal and other recurrences: MGU, JANET, LiGRU, UGRNN, MUT1, MUT2, MUT3, IndRNN, AntisymmetricRNN,
-GatedAntisymmetricRNN, CoRNN, RecurrentHighway, SLSTM, MLSTM; Phased, around a cell.
+GatedAntisymmetricRNN, CoRNN, RecurrentHighway, SLSTM, MLSTM, Reservoir; Phased, around a cell.
 Over images: ConvLSTM, ConvGRU, Elman2D, LSTM2D.
 Attention: TransformerBlock, rotary.
 Combinators: Stack, Sequential, Parallel, Residual, Remat, Plain, States, Feedback.
@@ -21,6 +21,9 @@ semirings, spans, tagger, transducer.
 Hidden Markov models: HMM, VaryingHMM, TokenHMM, of CategoricalEmission, GaussianEmission, FullGaussianEmission,
 PoissonEmission or FunctionEmission; baum_welch, baum_welch_restarts, fit_labelled.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
+Modules: losses, metrics, plots, pooling, reservoirs, samplers.
+To write your own: Cell, SequenceLayer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended. `help` of
+each has its equations, shapes and an example.
 Modules: losses, metrics, plots, pooling, samplers.
 Trees: the module trees, with the compositions Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM.
 To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended,

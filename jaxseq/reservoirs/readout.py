@@ -180,7 +180,7 @@ def _fit(rows: _Rows, params: Any, xs: Any, state: State, ridge: Array, mask: An
     inputs, outputs = means[: ends - 1], means[ends - 1 :]
     # without its first row and column, R is that of the centred rows
     left, values, right = jnp.linalg.svd(triangle[1:ends, 1:ends])
-    cutoff = jnp.finfo(values.dtype).eps * ends * jnp.max(values)
+    cutoff = 8 * jnp.finfo(values.dtype).eps * values[0]  # what rounding adds to them
     squares = values**2 + penalty
     inverses = jnp.where(squares > cutoff**2, 1 / jnp.where(squares > 0, squares, 1), 0)
     kernel = right.T @ ((inverses * values)[:, None] * (left.T @ triangle[1:ends, ends:]))
@@ -224,7 +224,7 @@ def _split(model: Any) -> tuple[Stack, Dense, str]:
             f"Stack((Reservoir(1, 100), Dense(100, 1))); got {model}."
         )
     if not isinstance(function, str) or function not in _INVERSES:
-        raise TypeError(f"fit_readout knows the inverse of {', '.join(_INVERSES)}, but {model} ends in {layers[-1]}.")
+        raise TypeError(f"fit_readout knows the inverse of {', '.join(_INVERSES)}, but got {model.layers[-1]} as Map.")
     return dataclasses.replace(model, layers=layers[:-1]), layers[-1], function
 
 
