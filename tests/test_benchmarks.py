@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxseq as js
 from benchmarks import (
     babi,
     clockwork,
@@ -21,6 +22,7 @@ from benchmarks import (
     mlstm,
     moving_average,
     newton,
+    reservoirs,
     tasks,
     textbook,
     timing,
@@ -367,3 +369,26 @@ def test_babi_trains_each_task_at_1_to_3_hops(tmp_path, monkeypatch):
     assert "| 1 some task | 0.0 (" in table.read_text()
     with pytest.raises(ValueError, match="has no file qa7_"):
         babi.main(["--tasks", "7", "--babi", str(tmp_path), "--output", str(tmp_path / "v1.2")])
+@pytest.mark.slow
+def test_reservoirs_writes_tables_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    for name, value in {"STARTS": 3, "HELD_OUT": 2, "WARM_UP": 50, "CHOICES": ((0.9, 0.1, 0.2),)}.items():
+        monkeypatch.setattr(reservoirs, name, value)
+    settings = ["--units", "12", "--steps", "80", "--output", str(tmp_path), "--seeds"]
+    reservoirs.main([*settings, "1"])
+    once = capsys.readouterr().out.splitlines()
+    text = reservoirs.main([*settings, "2"]).read_text()
+    runs = json.loads((tmp_path / "reservoirs.json").read_text())
+    assert len(once) == 2 and len(capsys.readouterr().out.splitlines()) == 2  # seed 0 was not fitted again
+    assert [(run["task"], run["seed"]) for run in runs] == [
+        (name, seed) for seed in (0, 1) for name in ("mackey-glass", "narma")
+    ]
+    assert text.count("| 12 | 80 | 2 |") == 2
+    low, high = sorted(run["figure"] for run in runs if run["task"] == "narma")
+    assert f"| 12 | 80 | 2 | {(low + high) / 2:.2g} ({low:.2g} to {high:.2g}) |  |" in text
+
+
+def test_gathered_products_are_those_of_the_reservoir():
+    dense, gathered = (kind(2, 9, density=0.3) for kind in (js.Reservoir, reservoirs.Gathered))
+    params = dense.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (3, 5, 2))
+    np.testing.assert_allclose(gathered.unroll(params, xs)[1], dense.unroll(params, xs)[1], rtol=1e-5, atol=1e-6)

@@ -171,6 +171,11 @@ def test_the_memories_run():
     assert names["wrong"] == 0 and names["losses"][-10:].mean() < 0.05
     assert names["links"].shape == (1, 12, 12) and names["stacks"].actions.shape == (1, 2, 3)
     assert names["answer_losses"][-10:].mean() < 0.2 and names["weights"].shape == (300, 2, 4)
+def test_the_page_of_reservoirs_runs():
+    names = run_examples("docs/reservoirs.md")
+    assert names["error"][:20].max() < 0.1 and names["errors"].shape == (3, 6)
+    assert names["apart"][0] > 100 * names["apart"][-1] and names["bounds"].necessary < 1 and names["exponent"] < 0
+    assert all(map(jax.numpy.isfinite, names["slopes"])) and names["memory"].shape == (40,)
 
 
 def test_wheel_ships_the_package_with_its_types_and_nothing_else(tmp_path):

@@ -31,9 +31,9 @@ def memory_capacity(
     """How well the outputs of a cell tell each of the inputs 1, 2, ... `delays` steps ago: squared correlations.
 
     Their sum is the memory capacity. For independent, equally distributed inputs it is at most the number of outputs. A
-    linear reservoir reaches all of it but 1, with which it tells the present input. A linear readout for each delay is fitted on the first half of the sequences, and the
-    correlation is taken on the second, so that it does not grow by fitting chance; take many times more steps than
-    there are outputs.
+    linear reservoir reaches all of it but 1, with which it tells the present input. A linear readout for each delay is
+    fitted on the first half of the sequences, and the correlation is taken on the second, so that it does not grow by
+    fitting chance; take many times more steps than there are outputs.
 
     H. Jaeger, Short term memory in echo state networks, GMD report 152, 2001.
 
