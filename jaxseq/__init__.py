@@ -22,11 +22,6 @@ Hidden Markov models: HMM, VaryingHMM, TokenHMM, of CategoricalEmission, Gaussia
 PoissonEmission or FunctionEmission; baum_welch, baum_welch_restarts, fit_labelled.
 Gradients through time: truncated_unroll, newton_unroll; the modules diagnostics, initializers, online, regularizers.
 Modules: losses, metrics, plots, pooling, reservoirs, samplers.
-To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended.
-`help` of each has its equations, shapes and an example.
-To write your own: Cell, SequenceLayer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended. `help` of
-each has its equations, shapes and an example.
-Modules: losses, metrics, plots, pooling, samplers.
 Trees: the module trees, with the compositions Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM.
 To write your own: Cell, SequenceLayer, Layer, and the bases Gated, LinearRecurrence, Pointwise, Wrapper, Extended,
 Machine. `help` of each has its equations, shapes and an example.

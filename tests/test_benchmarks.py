@@ -369,6 +369,8 @@ def test_babi_trains_each_task_at_1_to_3_hops(tmp_path, monkeypatch):
     assert "| 1 some task | 0.0 (" in table.read_text()
     with pytest.raises(ValueError, match="has no file qa7_"):
         babi.main(["--tasks", "7", "--babi", str(tmp_path), "--output", str(tmp_path / "v1.2")])
+
+
 @pytest.mark.slow
 def test_reservoirs_writes_tables_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     for name, value in {"STARTS": 3, "HELD_OUT": 2, "WARM_UP": 50, "CHOICES": ((0.9, 0.1, 0.2),)}.items():

@@ -171,6 +171,8 @@ def test_the_memories_run():
     assert names["wrong"] == 0 and names["losses"][-10:].mean() < 0.05
     assert names["links"].shape == (1, 12, 12) and names["stacks"].actions.shape == (1, 2, 3)
     assert names["answer_losses"][-10:].mean() < 0.2 and names["weights"].shape == (300, 2, 4)
+
+
 def test_the_page_of_reservoirs_runs():
     names = run_examples("docs/reservoirs.md")
     assert names["error"][:20].max() < 0.1 and names["errors"].shape == (3, 6)
