@@ -23,6 +23,7 @@ from benchmarks import (
     moving_average,
     newton,
     reservoirs,
+    tagging,
     tasks,
     textbook,
     timing,
@@ -394,3 +395,35 @@ def test_gathered_products_are_those_of_the_reservoir():
     params = dense.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (3, 5, 2))
     np.testing.assert_allclose(gathered.unroll(params, xs)[1], dense.unroll(params, xs)[1], rtol=1e-5, atol=1e-6)
+
+
+CORPUS = """-DOCSTART- -X- O O
+
+EU NNP I-NP I-ORG
+rejects VBZ I-VP O
+German JJ I-NP I-MISC
+lamb NN I-NP O
+
+Peter NNP I-NP I-PER
+Blackburn NNP I-NP I-PER
+rejects VBZ I-VP O
+lamb NN I-NP O
+
+"""
+
+
+@pytest.mark.slow
+def test_tagging_writes_a_table_and_goes_on_where_it_was_stopped(tmp_path, capsys):
+    for part in ("train", "testa", "testb"):
+        (tmp_path / f"eng.{part}").write_text(3 * CORPUS)
+    settings = f"--conll {tmp_path} --sizes 4 --seeds 1 --steps 10 --hidden 4 --output {tmp_path}".split()
+    output = tagging.main([*settings, "--models", "HMM", "BiLSTM-CRF"])
+    rows = [line.split(" | ") for line in output.read_text().splitlines() if line.startswith("| 4 |")]
+    assert [row[1] for row in rows] == ["HMM", "BiLSTM-CRF"]
+    assert rows[0][4] == "100.0 (100.0 to 100.0)" and float(rows[0][-1].rstrip(" |")) > 0
+    runs = json.loads(output.with_suffix(".json").read_text())
+    assert all(0 <= run["missing"]["accuracy"] <= run["whole"]["accuracy"] <= 1 for run in runs)
+    capsys.readouterr()
+    tagging.main(settings)
+    assert {run["model"] for run in json.loads(output.with_suffix(".json").read_text())} == set(tagging.MODELS)
+    assert "'HMM'" not in capsys.readouterr().out
