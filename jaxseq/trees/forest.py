@@ -52,7 +52,7 @@ class Forest(NamedTuple):
 def batch(
     trees: Sequence[Tree],
     *,
-    token: Callable[[str], int] | None = None,
+    token: Callable[[str], int | None] | None = None,
     label: Callable[[str], int | None] | None = None,
     arity: int = 2,
     width: int = 32,
@@ -69,8 +69,9 @@ def batch(
 
     Args:
         trees: the trees.
-        token: from a word to its number; without it no row has a token.
-        label: from a label to its class, from 0 on, or to None; without it no row has a label.
+        token: from a word to its number, from 0 on, or to None; without it no row has a token.
+        label: from a label to its class, from 0 on, or to None; without it no row has a label. It is not asked for "",
+            the label of a node that has none.
 
     Raises:
         TypeError, ValueError: if a tree is none, or a number is not positive.
@@ -99,26 +100,30 @@ def batch(
     planned += [[]] * (-len(planned) % steps if planned else steps)
     rows = at_leaves + [index for members in planned for index in members + [-1] * (width - len(members))]
 
-    row_of = {index: row for row, index in enumerate(rows)}
     arity = max([arity, *map(len, children)])
-    found = [-1] * arity
-    inner = [
-        found if index < 0 else [row_of[child] for child in children[index]] + found[len(children[index]) :]
-        for index in rows[len(at_leaves) :]
-    ]
-    described = []
-    for index in rows:
-        number, node = (-1, -1) if index < 0 else nodes[index]
-        word, name = (None, None) if index < 0 else (trees[number].words[node], trees[number].labels[node])
-        kind = None if label is None or name is None else label(name)
-        number_of = None if token is None or word is None else token(word)
-        described.append((number, node, -1 if number_of is None else number_of, -1 if kind is None else kind))
-    arrays = (
-        np.reshape(inner, (len(planned), width, arity)),
-        [row_of[end - 1] for end in ends],
-        *(np.array(described).T if described else np.zeros((4, 0))),
-    )
+    row_of = {index: row for row, index in enumerate(rows)}
+
+    def children_of(index: int) -> list[int]:
+        found = [row_of[child] for child in children[index]] if index >= 0 else []
+        return found + [-1] * (arity - len(found))
+
+    def describe(index: int) -> tuple[int, int, int, int]:
+        if index < 0:
+            return (-1, -1, -1, -1)
+        number, node = nodes[index]
+        tree = trees[number]
+        return number, node, _number(token, tree.words[node]), _number(label, tree.labels[node])
+
+    inner = np.reshape([children_of(index) for index in rows[len(at_leaves) :]], (len(planned), width, arity))
+    roots = [row_of[end - 1] for end in ends]
+    arrays = (inner, roots, *np.array([describe(index) for index in rows]).T)
     return Forest(*(jnp.asarray(np.asarray(array, np.int32)) for array in arrays))
+
+
+def _number(function: Callable[[str], int | None] | None, text: str | None) -> int:
+    """What a function makes of a text; -1 where there is none."""
+    number = function(text) if function is not None and text else None
+    return -1 if number is None else number
 
 
 def _plan(children: Sequence[Sequence[int]], width: int) -> list[list[int]]:
@@ -170,6 +175,8 @@ def evaluate(composition: Composition, params: Params, forest: Forest, xs: Array
     >>> js.trees.evaluate(net, net.init(jax.random.key(0)), forest, vectors)[forest.roots].shape
     (1, 2)
     """
+    if not isinstance(forest, Forest):
+        raise TypeError(f"evaluate needs a forest, as trees.batch makes it of trees, got {type(forest).__name__}.")
     return _evaluate(composition, params, forest, jnp.asarray(xs))
 
 

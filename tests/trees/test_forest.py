@@ -173,7 +173,7 @@ def test_inputs_at_inner_nodes():
 def test_labels_and_losses_over_nodes():
     """The loss of each labelled node, and the accuracy of the roots."""
     (tree,) = T.parse("(S (1 a) ( (2 b) (0 c)))")
-    forest = T.batch([tree, *T.parse("(1 d)")], token=token, label=lambda text: int(text) if text.isdigit() else None)
+    forest = T.batch([tree, *T.parse("(1 d)")], token=token, label=lambda text: None if text == "S" else int(text))
     assert forest.labels[forest.roots].tolist() == [-1, 1] and int(forest.labelled.sum()) == 4
     logits = jnp.where(forest.labelled[:, None], jnp.array([0.0, 1.0, 0.0]), jnp.nan)
     losses = js.losses.cross_entropy(logits, forest.labels, forest.labelled)
@@ -245,6 +245,8 @@ def test_errors():
         T.batch(TREES, width=0)
     with says(TypeError, "batch needs trees, as trees.parse and trees.read give them, got str"):
         T.batch(["(1 a)"])
+    with says(TypeError, "evaluate needs a forest, as trees.batch makes it of trees, got list"):
+        T.evaluate(net, params, TREES, jnp.ones((3, 2)))
     forest = T.batch(TREES, leaves=16, width=3, steps=1)
     with says(ValueError, "evaluate needs the inputs of the 16 leaves of this forest, or of all"):
         T.evaluate(net, params, forest, jnp.ones((3, 2)))
