@@ -77,9 +77,7 @@ def combine(
 
         children, mask = jax.tree.map(widen, children), widen(mask)
     state = composition.compose(params, children, mask, x)
-    expected = jax.eval_shape(
-        lambda: jax.tree.map(lambda leaf: leaf[(slice(None),) * (mask.ndim - 1) + (0,)], children)
-    )
+    expected = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf.sum(mask.ndim - 1, dtype=leaf.dtype), children))
     if errors.shape_of(state) != errors.shape_of(expected):
         raise TypeError(
             f"{composition}.compose needs to give a state as those of the children, {errors.shape_of(expected)}; it "
