@@ -18,7 +18,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks
+from jaxseq.core.cell import Cell, Params
+from jaxseq.structured import prefixes
 from jaxseq.structured.chains import Band, Chain, best_path, log_partition
+from jaxseq.structured.prefixes import Beams
 
 
 class Alignment(NamedTuple):
@@ -145,6 +148,39 @@ def greedy(
     lengths = new.sum(axis=-1)
     tokens = jnp.where(index < lengths[..., None], tokens, blank)
     return Decoded(tokens, lengths, masks.zero_unless(keep, score).sum(axis=-1))
+
+
+def beam_search(
+    logits: Float[Array, "*batch time vocab"],
+    mask: Bool[Array, "*batch time"] | None = None,
+    *,
+    beams: int,
+    blank: int = 0,
+    cell: Cell | None = None,
+    params: Params = None,
+    weight: float | Float[Array, ""] = 1.0,
+    bonus: float | Float[Array, ""] = 0.0,
+) -> Beams:
+    """The labels of the highest probability, found by a search over prefixes; with enough beams it is exact.
+
+    Alignments of the same labels add up. A language model may be given, a `cell` from tokens to logits of the same
+    vocabulary, with its params: the score of labels is then their log-probability plus `weight` times that of the
+    model, which has read the blank before the first of them and gives no probability to it. `bonus` is added for each
+    label. Its state is kept for each prefix. One program runs all rows and steps; weight and bonus are traced.
+
+    Hannun, Maas, Jurafsky and Ng, First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional
+    Recurrent DNNs, 2014, arXiv:1408.2873.
+
+    >>> logits = jnp.log(jnp.array([[0.6, 0.4], [0.6, 0.4]]))  # 00 has 0.36, but 1 is read from 11, 01 and 10
+    >>> found = beam_search(logits, beams=2)
+    >>> found.tokens.tolist(), found.lengths.tolist(), f"{jnp.exp(found.log_probs[0]):.2f}"
+    ([[1, 0], [0, 0]], [1, 0], '0.64')
+    """
+    log_probs = check_logits("ctc.beam_search", logits, mask, blank)
+    prefixes.check_search("ctc.beam_search", beams, cell)
+    keep = jnp.ones(log_probs.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+    weight, bonus = (jnp.asarray(number, log_probs.dtype) for number in (weight, bonus))
+    return prefixes.search(log_probs, keep, cell, params, weight, bonus, beams=beams, blank=blank)
 
 
 def first_of(keep: Bool[Array, "*batch time"], values: Array) -> tuple[Array, Int[Array, "*batch time"]]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxseq.core import errors, masks
 from jaxseq.structured.chains import Band, Chain, log_partition
 from jaxseq.structured.ctc import check_blank, check_labels, first_of
+from jaxseq.structured.transducer_search import beam_search as beam_search
 
 
 class Lattice(NamedTuple):

@@ -1,0 +1,180 @@
+"""Beam search over prefixes: alignments of the same labels are added up, so that labels compete, not alignments."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxseq.core import errors, masks
+from jaxseq.core.cell import Cell
+
+
+class Beams(NamedTuple):
+    """The label sequences found, the best first: tokens, the blank after the first `lengths`.
+
+    `log_probs` sums the alignments that were not pruned, and `scores`, by which the beams are chosen, adds what a
+    language model gives. Where there are fewer sequences than beams, both are -inf and the length is 0.
+    """
+
+    tokens: Int[Array, "*batch beam label"]
+    lengths: Int[Array, "*batch beam"]
+    log_probs: Float[Array, "*batch beam"]
+    scores: Float[Array, "*batch beam"]
+
+
+class Chosen(NamedTuple):
+    """The best candidates: from which prefix each comes, by which token if it is longer than that; and the tokens."""
+
+    parent: Int[Array, "beam"]
+    token: Int[Array, "beam"]
+    longer: Bool[Array, "beam"]
+    tokens: Int[Array, "beam label"]
+    lengths: Int[Array, "beam"]
+
+    def of(self, same: Array, longer: Array) -> Array:
+        """What belongs to the chosen ones, of what belongs to prefixes that stay `[beam]` or grow `[beam, vocab]`."""
+        return jnp.where(self.longer, longer[self.parent, self.token], same[self.parent])
+
+
+def last_tokens(tokens: Int[Array, "beam label"], lengths: Int[Array, "beam"], blank: int) -> Int[Array, "beam"]:
+    """The last token of each prefix, the blank of an empty one."""
+    at = lax.broadcasted_iota(int, tokens.shape, 1) == lengths[:, None] - 1
+    return jnp.where(at, tokens, 0).sum(axis=1) + jnp.where(lengths == 0, blank, 0)
+
+
+def merge(
+    tokens: Int[Array, "beam label"], lengths: Int[Array, "beam"], possible: Array, longer: Array, blank: int
+) -> tuple[Float[Array, "beam"], Float[Array, "beam vocab"]]:
+    """What prefixes gain from shorter ones that grow into them, and what grows into no other prefix."""
+    last = last_tokens(tokens, lengths, blank)
+    at = lax.broadcasted_iota(int, tokens.shape, 1) == lengths[:, None] - 1
+    without_last = jnp.where(at, blank, tokens)
+    same = (tokens[:, None] == without_last[None]).all(axis=-1) & (lengths[:, None] + 1 == lengths[None])
+    same &= possible[None]  # [from, into]
+    gained = jnp.where(same, longer[:, last], -jnp.inf).max(axis=0)
+    merged = same.astype(longer.dtype) @ jax.nn.one_hot(last, longer.shape[-1], dtype=longer.dtype) > 0
+    return gained, jnp.where(merged, -jnp.inf, longer)
+
+
+def choose(tokens: Array, lengths: Array, same: Float[Array, "beam"], longer: Float[Array, "beam vocab"]) -> Chosen:
+    """The best of the prefixes that stay the same, and of those that grow by a token."""
+    beams, vocab = longer.shape
+    index = lax.top_k(jnp.concatenate([same, longer.ravel()]), beams)[1]
+    grows, cell = index >= beams, jnp.maximum(index - beams, 0)
+    parent, token = jnp.where(grows, cell // vocab, index), (cell % vocab).astype(int)
+    tokens, lengths = tokens[parent], lengths[parent]
+    at = (lax.broadcasted_iota(int, tokens.shape, 1) == lengths[:, None]) & grows[:, None]
+    tokens = jnp.where(at, jnp.broadcast_to(token[:, None], tokens.shape), tokens)
+    return Chosen(parent, token, grows, tokens, lengths + grows.astype(int))
+
+
+def read(cell: Cell, params: Any, state: Any, output: Array, chosen: Chosen) -> tuple[Any, Array]:
+    """State and output of a cell that has read the tokens of the chosen prefixes."""
+    before = jax.tree.map(lambda leaf: leaf[chosen.parent], (state, output))
+    return masks.select(chosen.longer, cell.step(params, before[0], chosen.token), before)
+
+
+def over_rows(search: Callable[..., Any], rows: int) -> Callable[..., Any]:
+    """A search in one row, for arrays with so many batch axes."""
+    return functools.reduce(lambda mapped, _: jax.vmap(mapped), range(rows), search)
+
+
+def clean(beams: Beams, blank: int) -> Beams:
+    """Without what stands in beams that hold nothing."""
+    found = beams.scores > -jnp.inf
+    lengths = jnp.where(found, beams.lengths, 0)
+    index = lax.broadcasted_iota(int, beams.tokens.shape, beams.tokens.ndim - 1)
+    return beams._replace(tokens=jnp.where(index < lengths[..., None], beams.tokens, blank), lengths=lengths)
+
+
+def check_search(name: str, beams: int, cell: Cell | None) -> None:
+    """Raises unless there is a number of beams, and the cell, if any, reads tokens."""
+    if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
+        raise ValueError(f"{name} needs beams >= 1, a static number, got {beams!r}.")
+    if cell is not None and not (isinstance(cell, Cell) and cell.input_rank == 0):
+        raise TypeError(f"{name} needs a Cell that reads tokens, got {cell}.")
+
+
+class _Search(NamedTuple):
+    """Of each prefix, the alignments that end with the blank and those that do not; what a language model says."""
+
+    tokens: Int[Array, "beam label"]
+    lengths: Int[Array, "beam"]
+    blank: Float[Array, "beam"]
+    label: Float[Array, "beam"]
+    score: Float[Array, "beam"]
+    state: Any
+    logits: Array  # of the language model, `[beam, vocab]`
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "beams", "blank"))
+def search(
+    log_probs: Float[Array, "*batch time vocab"],
+    mask: Bool[Array, "*batch time"],
+    cell: Cell | None,
+    params: Any,
+    weight: Array,
+    bonus: Array,
+    *,
+    beams: int,
+    blank: int,
+) -> Beams:
+    """The prefixes that CTC gives the highest scores: see `ctc.beam_search`."""
+    time, vocab = log_probs.shape[-2:]
+    dtype = log_probs.dtype
+    first = jnp.arange(beams) == 0
+
+    def following(logits):  # what each token would add to the score
+        if cell is None:
+            return jnp.full((beams, vocab), bonus)
+        logits = jnp.where(jnp.arange(vocab) == blank, -jnp.inf, logits.astype(dtype))
+        log_prob = jax.nn.log_softmax(logits)
+        return jnp.where(jnp.isneginf(log_prob) & (weight == 0), 0, weight * log_prob) + bonus
+
+    def begin():
+        state, logits = (), jnp.zeros((beams, 0))
+        if cell is not None:
+            state, logits = cell.step(params, cell.initial_state(params, (beams,)), jnp.full(beams, blank, int))
+            if logits.shape != (beams, vocab):
+                raise ValueError(
+                    f"ctc.beam_search needs a cell whose step gives logits of the vocab {vocab}, but {cell} gives "
+                    f"{errors.shape_of(logits)} for {beams} tokens."
+                )
+        nothing = jnp.full(beams, -jnp.inf, dtype)
+        tokens, lengths = jnp.full((beams, time), blank, int), jnp.zeros(beams, int)
+        alone = jnp.where(first, 0, nothing)
+        return _Search(tokens, lengths, alone, nothing, jnp.zeros(beams, dtype), state, logits)
+
+    def step(s: _Search, inputs):
+        log_prob, keep = inputs
+        last, total = last_tokens(s.tokens, s.lengths, blank), jnp.logaddexp(s.blank, s.label)
+        again = jnp.arange(vocab) == last[:, None]  # the same label once more only after a blank
+        longer = log_prob + jnp.where(again, s.blank[:, None], total[:, None])
+        longer = jnp.where(jnp.arange(vocab) == blank, -jnp.inf, longer)
+        gained, longer = merge(s.tokens, s.lengths, total > -jnp.inf, longer, blank)
+        on_blank, on_label = total + log_prob[blank], jnp.logaddexp(s.label + log_prob[last], gained)
+        score = s.score[:, None] + following(s.logits)
+        chosen = choose(s.tokens, s.lengths, jnp.logaddexp(on_blank, on_label) + s.score, longer + score)
+        state, logits = (s.state, s.logits) if cell is None else read(cell, params, s.state, s.logits, chosen)
+        new = _Search(
+            tokens=chosen.tokens,
+            lengths=chosen.lengths,
+            blank=chosen.of(on_blank, jnp.full_like(longer, -jnp.inf)),
+            label=chosen.of(on_label, longer),
+            score=chosen.of(s.score, score),
+            state=state,
+            logits=logits,
+        )
+        return jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, s), None
+
+    def row(log_probs, mask):
+        s, _ = lax.scan(step, begin(), (log_probs, mask))
+        total = jnp.logaddexp(s.blank, s.label)
+        score = jnp.where(jnp.isneginf(total), -jnp.inf, total + s.score)
+        return clean(Beams(s.tokens, s.lengths, total, score), blank)
+
+    return over_rows(row, mask.ndim - 1)(log_probs, mask)

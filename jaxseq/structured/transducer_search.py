@@ -1,0 +1,125 @@
+"""Decoding with a recurrent transducer, along the diagonals of its lattice."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxseq.core import errors, masks
+from jaxseq.core.cell import Cell, Params
+from jaxseq.structured import prefixes
+from jaxseq.structured.prefixes import Beams
+
+
+def beam_search(
+    cell: Cell,
+    params: Params,
+    joint: Callable[[Array, Array], Array],
+    encoded: Float[Array, "*batch time features"],
+    mask: Bool[Array, "*batch time"] | None = None,
+    *,
+    beams: int,
+    max_labels: int,
+    blank: int = 0,
+) -> Beams:
+    """The labels of the highest probability, at most `max_labels` a row; `beams=1` is greedy decoding.
+
+    `cell`, from tokens to vectors, is the prediction network, which reads the blank before the first label; `joint` the
+    function of `transducer.joint_lattice`, from `[beam, features]` of both to logits. Equal functions compile once: as
+    `jax.tree_util.Partial(function, params)` its params are traced.
+
+    All prefixes in the beam have taken the same number of steps in the lattice, a blank or a label each, so those with
+    the same labels are in the same place, and their alignments add up; with enough beams the search is exact. Its
+    `scores` are the `log_probs`. (Saon, Tüske and Audhkhasi, Alignment-Length Synchronous Decoding for RNN Transducer,
+    ICASSP 2020, doi:10.1109/ICASSP40776.2020.9053040.)
+
+    >>> import jaxseq as js
+    >>> cell = js.Embed(5, 4)  # it reads the last label alone
+    >>> def joint(encoded, predicted):
+    ...     return encoded + jnp.pad(predicted, [(0, 0), (0, 1)])
+    >>> out = beam_search(cell, cell.init(jax.random.key(0)), joint, jnp.ones((6, 5)), beams=3, max_labels=4)
+    >>> out.tokens.shape, out.scores.shape
+    ((3, 4), (3,))
+    """
+    name = "transducer.beam_search"
+    prefixes.check_search(name, beams, cell)
+    encoded = jnp.asarray(encoded)
+    if encoded.ndim < 2 or not jnp.issubdtype(encoded.dtype, jnp.floating):
+        raise ValueError(f"{name} needs floating encoded [*batch, time, features], got {errors.shape_of(encoded)}.")
+    if isinstance(max_labels, bool) or not isinstance(max_labels, int) or max_labels < 0:
+        raise ValueError(f"{name} needs max_labels >= 0, a static number, got {max_labels!r}.")
+    if isinstance(blank, bool) or not isinstance(blank, int) or blank < 0:
+        raise ValueError(f"{name} needs a static blank >= 0, got {blank!r}.")
+    if mask is not None:
+        errors.check_flags(name, mask, "mask", encoded.shape[:-1])
+    if jax.tree_util.all_leaves([joint]):  # a plain function becomes a pytree that compares by it
+        joint = jax.tree_util.Partial(joint)
+    keep = jnp.ones(encoded.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+    return _search(cell, params, joint, encoded, keep, beams=beams, max_labels=max_labels, blank=blank)
+
+
+class _Search(NamedTuple):
+    """The prefixes on one diagonal, and the best of those that have ended."""
+
+    tokens: Int[Array, "beam label"]
+    lengths: Int[Array, "beam"]
+    score: Float[Array, "beam"]
+    state: Any
+    predicted: Any
+    ended: Beams
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "beams", "max_labels", "blank"))
+def _search(cell, params, joint, encoded, keep, *, beams, max_labels, blank):
+    def row(encoded, keep):
+        time, steps = len(keep), keep.sum()
+        encoded = masks.zero_unless(keep, encoded)[jnp.argsort(~keep, stable=True)]
+        state, predicted = cell.step(params, cell.initial_state(params, (beams,)), jnp.full(beams, blank, int))
+        if time == 0:
+            encoded = jnp.zeros((1, encoded.shape[-1]), encoded.dtype)
+        logits = jax.eval_shape(joint, jax.ShapeDtypeStruct((beams, encoded.shape[-1]), encoded.dtype), predicted)
+        if logits.shape[:-1] != (beams,) or blank >= logits.shape[-1]:
+            raise ValueError(
+                f"transducer.beam_search needs a joint function that gives logits [beam, vocab] with the blank {blank} "
+                f"below the vocab, for {beams} beams it gave {errors.shape_of(logits)}."
+            )
+        with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
+            dtype = jnp.promote_types(logits.dtype, jnp.float32)
+        vocab = logits.shape[-1]
+        tokens, lengths = jnp.full((beams, max_labels), blank, int), jnp.zeros(beams, int)
+        first = jnp.where(jnp.arange(beams) == 0, 0, jnp.full(beams, -jnp.inf, dtype))
+        nothing = jnp.full(beams, -jnp.inf, dtype)
+        ended = jnp.where(steps == 0, first, nothing)  # without steps there is one path, the empty one
+        alive = jnp.where(steps == 0, nothing, first)
+
+        def step(s: _Search, diagonal):
+            at = diagonal - s.lengths
+            here = encoded[jnp.clip(at, 0, max(time - 1, 0))]
+            log_prob = jax.nn.log_softmax(joint(here, s.predicted).astype(dtype)) + s.score[:, None]
+            grows = (jnp.arange(vocab) != blank)[None] & (s.lengths < max_labels)[:, None]
+            longer, same = jnp.where(grows, log_prob, -jnp.inf), log_prob[:, blank]
+            ends = at == steps - 1
+            ended = _best(s.ended, Beams(s.tokens, s.lengths, *[jnp.where(ends, same, -jnp.inf)] * 2))
+            same = jnp.where(ends, -jnp.inf, same)
+            gained, longer = prefixes.merge(s.tokens, s.lengths, same > -jnp.inf, longer, blank)
+            same = jnp.logaddexp(same, gained)
+            chosen = prefixes.choose(s.tokens, s.lengths, same, longer)
+            state, predicted = prefixes.read(cell, params, s.state, s.predicted, chosen)
+            new = _Search(chosen.tokens, chosen.lengths, chosen.of(same, longer), state, predicted, ended)
+            return new, None
+
+        begin = _Search(tokens, lengths, alive, state, predicted, Beams(tokens, lengths, ended, ended))
+        s, _ = lax.scan(step, begin, jnp.arange(time + max_labels))
+        return prefixes.clean(s.ended, blank)
+
+    return prefixes.over_rows(row, keep.ndim - 1)(encoded, keep)
+
+
+def _best(ended: Beams, new: Beams) -> Beams:
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ended, new)
+    order = lax.top_k(both.scores, len(new.scores))[1]
+    return jax.tree.map(lambda leaf: leaf[order], both)
