@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxseq.core import errors
+from jaxseq.core import errors, masks
 from jaxseq.structured import chains
 from jaxseq.structured.chains import Chain
 from jaxseq.structured.hmm import HMM, HMMParams
@@ -79,8 +79,15 @@ def baum_welch(
     return _baum_welch(hmm, steps, parallel, params, xs, mask, reset, tolerance, smoothing)
 
 
+def _without_padding(xs, mask):
+    """Inputs whose padding, weighed by 0, gives 0."""
+    return xs if mask is None else masks.zero_unless(jnp.asarray(mask), jax.tree.map(jnp.asarray, xs))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _baum_welch(hmm, steps, parallel, params, xs, mask, reset, tolerance, smoothing):
+    xs = _without_padding(xs, mask)
+
     def expect(params):
         chain = hmm.chain(params, xs, mask)
         varying = None if params.transition is not None else chain.transition
@@ -164,6 +171,7 @@ def fit_labelled(
     [[0.5, 0.5], [0.0, 1.0]]
     """
     chain = hmm.chain(params, xs, mask)
+    xs = _without_padding(xs, mask)
     learned = jax.tree.map(jnp.zeros_like, chain if params.transition is not None else chain._replace(transition=None))
 
     def score(learned):

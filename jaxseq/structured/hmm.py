@@ -104,7 +104,7 @@ class HMM(Cell):
     def spread(self, key: Array, xs: Any, mask: Bool[Array, "*batch time"] | None = None) -> HMMParams:
         """Random params to begin a fit of these observations with; of an emission of your own, those of `init`."""
         keep = jnp.ones(self._steps(xs), bool) if mask is None else jnp.asarray(mask)
-        observed = self._observed(xs)
+        observed = masks.zero_unless(keep, self._observed(xs))
         return self._params(key, lambda key: self.emission.spread(key, observed, keep))
 
     def _params(self, key, emission):

@@ -155,6 +155,21 @@ def test_states_without_observations_keep_their_params_and_variances_their_floor
     assert all(not np.isnan(leaf).any() for leaf in jax.tree.leaves(spread))
 
 
+@pytest.mark.parametrize("name", ["gaussian", "full", "poisson"])
+def test_what_the_padding_holds_has_no_effect(name):
+    hmm = js.HMM(EMISSIONS[name])
+    params, xs = random_params(hmm), random_xs(hmm.emission, 2, MASK.shape)
+    fits = []
+    for junk in (0.0, np.nan, 1e300):
+        spoilt = np.where(MASK[..., None], xs, junk)
+        labelled = js.fit_labelled(hmm, params, spoilt, np.ones(MASK.shape, int), MASK)
+        fits.append(
+            (js.baum_welch(hmm, params, spoilt, MASK, steps=2), labelled, hmm.spread(jax.random.key(0), spoilt, MASK))
+        )
+    for other in fits[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other, fits[0])
+
+
 def test_given_transitions_are_not_fitted():
     emission = EMISSIONS["gaussian"]
     params, xs = random_params(js.HMM(emission)), random_xs(emission, 1, (2, 6))
@@ -165,6 +180,11 @@ def test_given_transitions_are_not_fitted():
     for part in ("prior", "emission"):
         a, b = getattr(varying.params, part), getattr(plain.params, part)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), a, b)
+    states = np.arange(12).reshape(2, 6) % STATES
+    bare = params._replace(transition=None)
+    labelled = js.fit_labelled(js.VaryingHMM(emission), bare, (xs, same), states)
+    known = js.fit_labelled(js.HMM(emission), params, xs, states)
+    jax.tree.map(np.testing.assert_array_equal, labelled, known._replace(transition=None))
 
 
 def test_labelled_paths_are_counted():
