@@ -14,15 +14,17 @@ keep long products near 1, so that 10,000 steps in float32 neither overflow nor 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 from jaxseq.core.unroll import scan_from_fresh
 from jaxseq.structured import banded, semirings
 from jaxseq.structured.semirings import LOG, MAX, Semiring
@@ -130,12 +132,12 @@ def pair_marginals(
     It is 0 out of the last step of a document and off the mask. For the sums over all steps, the expected counts, take
     the gradient of `log_partition` with regard to `transition`: it needs no array of all steps.
     """
-    *batch, time, _ = chain.emission.shape
+    nothing = jnp.zeros_like(chain.emission[..., :1, None])  # placed on devices as the rows are
 
     def each_step(weights):
         if weights.ndim > chain.emission.ndim:
             return weights
-        return jnp.broadcast_to(weights[..., None, :, :], (*batch, time, *weights.shape[-2:]))
+        return weights[..., None, :, :] + nothing
 
     def of_transition(transition):
         return log_partition(chain._replace(transition=transition), mask, reset=reset, parallel=parallel).sum()
@@ -307,9 +309,8 @@ def path_score(
     def each_step(potentials):
         return jnp.broadcast_to(potentials, (len(states), *potentials.shape))
 
-    varying, constant = parts.split()
-    leaving = varying if constant is None else jax.tree.map(each_step, constant)
-    onward = at(_column(leaving, following), states)
+    column = jax.vmap(_column, in_axes=(None if parts.split()[0] is None else 0, 0))
+    onward = at(column(parts.transition, following), states)
     score = at(parts.emission, states) + jnp.where(places.last, at(each_step(parts.end), states), onward)
     score += jnp.where(places.first, at(each_step(parts.start), states), 0)
     return jnp.where(keep, score, 0).sum(axis=0)
@@ -362,7 +363,8 @@ def _checked(name, chain, mask, reset) -> _Parts:
             raise ValueError(
                 f"{name} needs {what} [state] or [*batch, state] = {(*batch, states)}, got shape {part.shape}."
             )
-    start, end = (jnp.broadcast_to(part, (*batch, states)) for part in (start, end))
+    nothing = jnp.zeros_like(emission.sum(axis=-2))  # placed on devices as the rows are
+    start, end = (jnp.broadcast_to(part, (*batch, states)) + nothing for part in (start, end))
     banded = isinstance(transition, Band)
     weights = transition.weights if banded else transition
     sides = (weights.shape[-2] if banded and weights.ndim > 1 else states, states)
@@ -522,11 +524,16 @@ def _column(transition, state):
     """The transitions from each state to one, `[..., from]`; states out of range are clipped."""
     weights = transition.weights if isinstance(transition, Band) else transition
     count = weights.shape[-1]
-    state = jnp.clip(state, 0, count - 1)[..., None]
-    taken = jnp.take_along_axis(weights, state[..., None], axis=-1)[..., 0]
+    state = jnp.clip(state, 0, count - 1)
+    if weights.size == math.prod(weights.shape[-2:]):  # the same for all rows
+        spec = PartitionSpec(*jax.typeof(state).sharding.spec, None)
+        shared = weights.reshape(weights.shape[-2:]).T
+        taken = shared.at[state].get(out_sharding=sharding.out_sharding(spec, state))
+    else:
+        taken = jnp.take_along_axis(weights, state[..., None, None], axis=-1)[..., 0]
     if not isinstance(transition, Band):
         return taken
-    move = state - jnp.expand_dims(jnp.arange(count), tuple(range(state.ndim - 1)))
+    move = state[..., None] - jnp.expand_dims(jnp.arange(count), tuple(range(state.ndim)))
     inside = (move >= 0) & (move < weights.shape[-2])
     return jnp.where(inside, jnp.take_along_axis(taken, jnp.clip(move, 0, weights.shape[-2] - 1), axis=-1), -jnp.inf)
 
@@ -545,13 +552,13 @@ def _walk(pick: Callable[..., Array], parallel: bool, states: Array, keys: Any, 
     def back(after, inputs):
         here, transition, keep, last, key = inputs
         onward = _column(transition if constant is None else constant, after % count)
-        scores = here + masks.select(last, p.end, jnp.broadcast_to(onward, p.end.shape))
-        scores = jnp.moveaxis(scores, 0, -2)
-        chosen = pick(key, scores.reshape(*scores.shape[:-2], -1), jnp.where(last, rank, after // count))
+        onward = masks.select(last, p.end, jnp.broadcast_to(onward, p.end.shape))
+        scores = jnp.concatenate([scores + onward for scores in here], axis=-1)
+        chosen = pick(key, scores, jnp.where(last, rank, after // count))
         return jnp.where(keep, chosen, after)
 
     inputs = (states, varying, keep, places.last, keys)
-    nowhere = jnp.zeros_like(p.end[..., 0], int)
+    nowhere = jnp.zeros_like(keep.any(axis=0), int)
     if not parallel or not len(p.emission):
 
         def step(after, inputs):
@@ -562,8 +569,7 @@ def _walk(pick: Callable[..., Array], parallel: bool, states: Array, keys: Any, 
     else:  # whereto each index leads, for all of them; then these maps are composed
 
         def maps(inputs):
-            indices = lax.broadcasted_iota(int, (states.shape[1] * count, *nowhere.shape), 0)
-            return jax.vmap(lambda after: back(after, inputs))(indices)
+            return jax.vmap(lambda index: back(nowhere + index, inputs))(jnp.arange(states.shape[1] * count))
 
         def compose(later, earlier):
             return jnp.take_along_axis(earlier, later, axis=1)

@@ -81,8 +81,7 @@ def best(k: int) -> Semiring:
     """
 
     def largest(scores, axis):
-        scores = jnp.moveaxis(scores, (0, axis), (-2, -1))
-        scores = scores.reshape(*scores.shape[:-2], -1)
+        scores = jnp.moveaxis(jnp.concatenate([*scores], axis), axis, -1)
         missing = max(k - scores.shape[-1], 0)
         scores = jnp.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)
         return jnp.moveaxis(lax.top_k(scores, k)[0], -1, 0)
@@ -90,8 +89,7 @@ def best(k: int) -> Semiring:
     def times(a, b):
         if 1 in (a.shape[0], b.shape[0]):
             return a + b
-        both = a[:, None] + b[None]
-        return largest(both.reshape(-1, *both.shape[2:], 1), -1)
+        return largest(jnp.concatenate([rank + b for rank in a])[..., None], -1)
 
     def lift(weights):
         return weights[None]

@@ -230,3 +230,42 @@ def test_errors():
     says("integer states", chains.path_score, chain, np.zeros((2, 3), int))
     says("parts of the chain", chains.expectation, chain, chain._replace(end=None))
     says("needs one key", chains.sample_path, 0, chain, error=TypeError)
+
+
+@PARALLEL
+@pytest.mark.parametrize("form", ["constant", "varying", "band"])
+def test_a_sharded_batch(form, parallel):
+    """Rows on two devices, by their type or under `shard_map`, give what they give on one."""
+    chain = jax.tree.map(jnp.asarray, random_chain(7, form, impossible=0))
+    mask, reset = jnp.array([[1, 0, 1, 1], [1, 1, 1, 0]], bool), jnp.array([[0, 0, 1, 0], [0, 0, 0, 0]], bool)
+
+    def run(chain, mask, reset):
+        options = {"mask": mask, "reset": reset, "parallel": parallel}
+        best = chains.best_path(chain, **options)
+        return chains.log_partition(chain, **options), chains.pair_marginals(chain, **options), best
+
+    expected = run(chain, mask, reset)
+    rows = chain._replace(start=None, transition=chain.transition if form == "varying" else None)
+    whole = chain._replace(emission=None, end=None, transition=None if form == "varying" else chain.transition)
+
+    def joined(rows, whole):
+        return chains.Chain(whole.start, *(b if a is None else a for a, b in zip(rows[1:], whole[1:], strict=True)))
+
+    explicit = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        split, shared = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+        placed = [jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, split), part) for part in (rows, mask, reset)]
+        found = run(
+            joined(placed[0], jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, shared), whole)), *placed[1:]
+        )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
+    jax.tree.map(close, found, expected)
+
+    automatic = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(
+        lambda rows, whole, *flags: run(joined(rows, whole), *flags),
+        mesh=automatic,
+        in_specs=(split, shared, split, split),
+        out_specs=split,
+    )
+    jax.tree.map(close, jax.jit(mapped)(rows, whole, mask, reset), expected)
