@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors
 from jaxseq.core.layer import Layer
+from jaxseq.core.sharding import out_sharding
 
 
 class MemoryNetworkParams(NamedTuple):
@@ -112,7 +113,8 @@ class MemoryNetwork(Layer):
         Raises:
             ValueError, TypeError: if a shape or dtype is not what the network needs.
         """
-        mask, question_mask = self._check(params, story, question, mask, question_mask)
+        given = jax.tree.map(jnp.asarray, (params, story, question, mask, question_mask))
+        params, story, question, mask, question_mask = self._check(*given)
         present = mask.any(axis=-1)
         ages = self._ages(present, noise, key)
         tables, times = params.embeddings, params.ages
@@ -124,7 +126,7 @@ class MemoryNetwork(Layer):
         (u,) = jnp.moveaxis(self._encode(tables[asks : asks + 1], question, question_mask), -2, 0)
         seen = []
         for a, c in hops:
-            keys, values = (sentences[..., table, :] + times[table][ages] for table in (a, c))
+            keys, values = (sentences[..., table, :] + _rows(times[table], ages) for table in (a, c))
             scores = jnp.einsum("...sd,...d->...s", keys, u)
             soft = jax.nn.softmax(jnp.where(present, scores, jnp.finfo(scores.dtype).min), axis=-1)
             weights = jnp.where(present, jnp.where(linear, scores, soft), 0)
@@ -135,7 +137,7 @@ class MemoryNetwork(Layer):
 
     def _encode(self, tables: Array, tokens: Array, mask: Array) -> Float[Array, "*batch table size"]:
         """The vectors of sentences `[*batch, word]` in each of the tables."""
-        words = jnp.moveaxis(tables, 0, 1)[jnp.where(mask, tokens, 0)]  # [*batch, word, table, size]
+        words = _rows(jnp.moveaxis(tables, 0, 1), jnp.where(mask, tokens, 0))  # [*batch, word, table, size]
         scale = jnp.broadcast_to(mask[..., None], (*mask.shape, self.size)).astype(tables.dtype)
         if self.encoding == "position":
             count = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
@@ -154,12 +156,12 @@ class MemoryNetwork(Layer):
             after = after + jnp.flip(jnp.flip(blank, axis=-1).cumsum(axis=-1), axis=-1)
         return jnp.minimum(after, self.memory_size - 1)
 
-    def _check(self, params: Any, story: Any, question: Any, mask: Any, question_mask: Any) -> tuple[Array, Array]:
-        """Raises unless all arrays fit each other; gives the masks."""
+    def _check(self, params: Any, story: Array, question: Array, mask: Any, question_mask: Any) -> tuple[Any, ...]:
+        """Raises unless all arrays fit each other; gives them, with masks."""
         errors.check_params(self, params)
         errors.check_tokens(self, story)
         errors.check_tokens(self, question)
-        if jnp.ndim(story) < 2 or jnp.ndim(question) < 1 or story.shape[:-2] != question.shape[:-1]:
+        if story.ndim < 2 or question.ndim < 1 or story.shape[:-2] != question.shape[:-1]:
             raise ValueError(
                 f"{self} reads a story [*batch, sentence, word] and a question [*batch, word], got "
                 f"{errors.shape_of(story)} and {errors.shape_of(question)}."
@@ -178,4 +180,10 @@ class MemoryNetwork(Layer):
                     f"{self} needs a {name} of bool{list(tokens.shape)}, True at words, got {errors.shape_of(given)}."
                 )
             masks.append(given)
-        return masks[0], masks[1]
+        return params, story, question, *masks
+
+
+def _rows(table: Array, indices: Array) -> Array:
+    """Rows of a table, sharded as the indices are."""
+    spec = PartitionSpec(*jax.typeof(indices).sharding.spec, *[None] * (table.ndim - 1))
+    return table.at[indices].get(out_sharding=out_sharding(spec, indices))

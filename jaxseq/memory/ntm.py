@@ -58,9 +58,9 @@ class NTM(Machine):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("read_heads", "write_heads"):
-            if isinstance(count := getattr(self, name), int) and count < 1:
+            if (count := getattr(self, name)) < 1:
                 raise ValueError(f"NTM needs {name} >= 1, got {count}.")
-        if isinstance(self.shift, int) and not 0 <= 2 * self.shift < self.memory_size:
+        if not 0 <= 2 * self.shift < self.memory_size:
             raise ValueError(
                 f"NTM needs a shift of at least 0, and 2 * shift + 1 places at most, got shift={self.shift} and "
                 f"memory_size={self.memory_size}."

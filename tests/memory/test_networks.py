@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import jaxseq as js
 from tests.numbers import close, random_params
@@ -58,14 +59,12 @@ QUESTIONS = [[1, 2], [3, 4, 5], [8]]
 def test_answers_are_those_of_the_paper(tying, encoding, linear):
     """Whatever tokens the padding holds, and with a sentence of no words between two others."""
     network = js.MemoryNetwork(VOCAB, SIZE, MEMORY, hops=3, tying=tying, encoding=encoding)
-    params = random_params(np.random.default_rng(0), network)
+    params, answer = random_params(np.random.default_rng(0), network), jax.jit(network.answer)
     for fill in (0, -7, 10**6):
         padded = [pad(story[:1] + [[]] + story[1:], MEMORY, 4, fill) for story in STORIES]
         story, mask = (np.stack(part) for part in zip(*padded, strict=True))
         question, question_mask = pad(QUESTIONS, 3, 5, fill)
-        logits, weights = network.answer(
-            params, story, question, mask=mask, question_mask=question_mask, linear=jnp.asarray(linear)
-        )
+        logits, weights = answer(params, story, question, mask=mask, question_mask=question_mask, linear=linear)
         present = mask.any(axis=-1)
         assert not weights[~np.broadcast_to(present[:, None], weights.shape)].any()
         for row, (told, asked) in enumerate(zip(STORIES, QUESTIONS, strict=True)):
@@ -87,6 +86,25 @@ def test_batch_axes_none_and_several():
     close(tuple(mapped), (logits, weights))
 
 
+@pytest.mark.parametrize("tying", ["adjacent", "layer-wise"])
+def test_a_batch_stays_sharded(tying):
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Explicit,))
+    rows = jax.sharding.NamedSharding(mesh, PartitionSpec("devices"))
+    network = js.MemoryNetwork(VOCAB, SIZE, MEMORY, tying=tying)
+    params, story, mask = network.init(KEY), jnp.ones((4, 3, 5), int), jnp.ones((4, 3, 5), bool).at[1, 2].set(False)
+
+    def loss(params, story, mask):
+        answer = network.answer(params, story, story[:, 0], mask=mask, question_mask=mask[:, 0], key=KEY)
+        return (answer.logits**2).sum(), answer
+
+    run = jax.jit(jax.grad(loss, has_aux=True))
+    expected = run(params, story, mask)
+    with jax.set_mesh(mesh):
+        slopes, answer = run(params, *jax.device_put((story, mask), rows))
+    assert answer.logits.sharding.spec[0] == answer.weights.sharding.spec[0] == "devices"
+    close(jax.tree.leaves((slopes, answer)), jax.tree.leaves(expected))
+
+
 def test_stories_and_questions_of_nothing():
     network = js.MemoryNetwork(VOCAB, SIZE, MEMORY)
     params, question = network.init(KEY), jnp.array([[1, 2], [3, 4]])
@@ -99,7 +117,7 @@ def test_stories_and_questions_of_nothing():
     (_, (logits, weights)), slope = jax.value_and_grad(loss, has_aux=True)(params, mask, jnp.zeros((2, 2), bool))
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((logits, weights, slope)))
     assert not weights[0].any() and not logits[0].any()
-    none = network.answer(params, jnp.zeros((2, 0, 0), int), question)
+    none = jax.jit(network.answer)(params, jnp.zeros((2, 0, 0), int), question)
     assert none.weights.shape == (2, 3, 0) and jnp.isfinite(none.logits).all()
     hessian = jax.jvp(jax.grad(lambda p: loss(p, mask, None)[0]), (params,), (params,))[1]
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(hessian))
@@ -136,10 +154,7 @@ def test_it_is_a_value_with_named_axes():
     for tying in ("adjacent", "layer-wise"):
         network = js.MemoryNetwork(VOCAB, SIZE, MEMORY, tying=tying)
         shapes = jax.tree.map(jnp.ndim, jax.eval_shape(network.init, KEY))
-        assert (
-            jax.tree.map(len, network.axes(), is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec))
-            == shapes
-        )
+        assert jax.tree.map(len, network.axes(), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)) == shapes
     assert network.init(KEY).hop_kernel.shape == (SIZE, SIZE)
 
 
