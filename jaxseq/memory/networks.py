@@ -113,17 +113,21 @@ class MemoryNetwork(Layer):
         Raises:
             ValueError, TypeError: if a shape or dtype is not what the network needs.
         """
+        if not 0 <= noise <= 1:
+            raise ValueError(f"{self} needs a chance of noise, from 0 to 1, got {noise!r}.")
+        if key is not None:
+            errors.check_key(self, key)
         given = jax.tree.map(jnp.asarray, (params, story, question, mask, question_mask))
-        params, story, question, mask, question_mask = self._check(*given)
-        present = mask.any(axis=-1)
+        params, story, question, told, asked = self._check(*given)  # the masks, filled in
+        present = told.any(axis=-1)
         ages = self._ages(present, noise, key)
         tables, times = params.embeddings, params.ages
-        sentences = self._encode(tables, story, mask)  # [*batch, sentence, table, size]
+        sentences = self._encode(tables, story, told)  # [*batch, sentence, table, size]
         if self.tying == "adjacent":
             hops, asks, says = [(hop, hop + 1) for hop in range(self.hops)], 0, self.hops
         else:
             hops, asks, says = [(0, 1)] * self.hops, 2, 3
-        (u,) = jnp.moveaxis(self._encode(tables[asks : asks + 1], question, question_mask), -2, 0)
+        (u,) = jnp.moveaxis(self._encode(tables[asks : asks + 1], question, asked), -2, 0)
         seen = []
         for a, c in hops:
             keys, values = (sentences[..., table, :] + _rows(times[table], ages) for table in (a, c))

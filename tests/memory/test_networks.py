@@ -175,6 +175,8 @@ REFUSED = {
         lambda: NETWORK.answer(NETWORK.init(KEY), STORY, QUESTION, mask=jnp.ones((2, 3), bool)),
         "needs a mask of bool[2, 3, 4], True at words, got bool[2,3].",
     ),
+    "noise": (lambda: NETWORK.answer(NETWORK.init(KEY), STORY, QUESTION, noise=10), "from 0 to 1, got 10."),
+    "key": (lambda: NETWORK.answer(NETWORK.init(KEY), STORY, QUESTION, key=3), "needs one key"),
     "params": (lambda: NETWORK.answer((), STORY, QUESTION), "got params of another layer"),
 }
 
