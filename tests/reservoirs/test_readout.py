@@ -110,6 +110,7 @@ def test_without_ridge_it_is_lstsq_also_where_features_are_redundant():
     np.testing.assert_allclose(MODEL.unroll(few, xs[:1, :4])[1], targets[:1, :4], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_loses_the_digits_of_the_condition_and_not_of_its_square():
     """Of smooth series states are nearly dependent: sums of products in float32 give no usable readout, this does."""
     model = js.Stack((js.Reservoir(1, 200, radius=0.8, bias_scale=0.2), js.Dense(200, 1)))
@@ -169,6 +170,7 @@ def naive(params, xs, targets, ridge, weights):
     return (params[0], js.DenseParams(solution[1:], solution[0]))
 
 
+@pytest.mark.slow
 def test_derivatives_of_both_orders_are_those_of_the_solution():
     params, xs, targets = problem()
 
@@ -283,6 +285,7 @@ def test_nothing_to_fit_gives_zeros_and_finite_gradients(time, ridge):
             assert not any(np.any(leaf) for leaf in readout)
 
 
+@pytest.mark.slow
 def test_other_cells_deep_reservoirs_and_noise():
     xs = np.random.default_rng(0).normal(size=(200, 1))
     targets = np.roll(xs, 2, axis=0)
