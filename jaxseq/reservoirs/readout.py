@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxseq.cells.pointwise import Dense, DenseParams, Map
@@ -15,6 +16,7 @@ from jaxseq.combinators.stack import Stack
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Params, State
 from jaxseq.core.precision import widen
+from jaxseq.core.sharding import placed
 from jaxseq.core.unroll import Run, scan_chunks
 from jaxseq.core.wrapper import Reader
 
@@ -146,6 +148,7 @@ class _Rows(Reader, function="fit_readout"):
             errors.check_features(self.dense, features, self.dense.input_size)
             columns = (jnp.ones_like(targets[..., :1]), masks.zero_unless(roots > 0, features), targets)
             rows = roots[..., None] * jnp.concatenate(columns, axis=-1)
+            rows = placed(rows, PartitionSpec(*[None] * rows.ndim))  # all rows are decomposed together
             rows = widen(rows.reshape(-1, rows.shape[-1]))
             return state, jax.lax.stop_gradient(rows), rows.T @ rows
 

@@ -348,3 +348,15 @@ def test_errors():
         fit_readout(MODEL, params, xs, targets.astype(np.float32))
     with pytest.raises(TypeError, match="needs as many params in a tuple"):
         fit_readout(MODEL, params[:1], xs, targets)
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_a_sharded_batch_is_fitted_as_another(kind):
+    model = js.Stack((js.Reservoir(2, 5), js.Dense(5, 1)))
+    params, xs = model.init(jax.random.key(0)), np.random.default_rng(0).normal(size=(4, 30, 2))
+    expected = fit_readout(model, params, xs, xs[..., :1], ridge=0.1)[-1]
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        over_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        given = jax.device_put((xs, xs[..., :1]), over_rows)
+        assert_close(fit_readout(model, params, *given, ridge=0.1)[-1], expected)
