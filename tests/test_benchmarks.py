@@ -11,6 +11,7 @@ import pytest
 
 import jaxseq as js
 from benchmarks import (
+    alignments,
     babi,
     clockwork,
     contenders,
@@ -116,6 +117,11 @@ def test_clockwork_writes_a_table(tmp_path):
 def test_moving_average_writes_a_table(tmp_path):
     table = moving_average.main([(5, 2, 3, 2)], tmp_path).read_text()
     assert "| time 5, batch 2, features 3, window 2, forward |" in table
+
+
+def test_alignments_writes_a_table(tmp_path):
+    table = alignments.main([alignments.Shape(2, 5, 2, 3)], tmp_path, rounds=1, seconds=0).read_text()
+    assert "| 2, 5, 2, 3 | loss | " in table and "| 2, 5, 2, 3 | loss and gradient | " in table
 
 
 @pytest.mark.slow

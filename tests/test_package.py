@@ -163,6 +163,9 @@ def test_the_structured_page_runs():
     assert (names["viterbi"] == names["states"])[names["hmm_mask"]].mean() > 0.9
     assert (jnp.diff(names["fitted"].trace) > -1e-2).all() and names["driven_likelihood"].shape == (8,)
     assert names["tagged"] == [["DET", "NOUN", "VERB"]]
+    assert (names["found_tags"] == names["gold"])[names["text_mask"]].mean() > 0.95
+    assert names["fits"].tolist() == [True, True, True, False] and jnp.isfinite(names["ctc_loss"])
+    assert names["transducer_losses"].shape == (4,) and names["heard"].tokens.shape == (4, 4, 15)
 
 
 @pytest.mark.slow
