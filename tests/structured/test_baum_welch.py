@@ -96,6 +96,7 @@ def test_two_hundred_updates_in_float32_never_fall(name):
         assert not np.isnan(leaf).any() and leaf.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_restarts_find_the_model():
     hmm = js.HMM(js.GaussianEmission(3, 1))
     moves = np.array([[0.8, 0.2, 0.0], [0.0, 0.8, 0.2], [0.2, 0.0, 0.8]])
@@ -133,6 +134,7 @@ def test_smoothing_is_a_prior_and_what_is_forbidden_stays_so():
     np.testing.assert_allclose(fitted.trace[-1], exact, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_states_without_observations_keep_their_params_and_variances_their_floor():
     for kind in (js.GaussianEmission, js.FullGaussianEmission):
         hmm = js.HMM(kind(2, 2, least_variance=0.01))

@@ -262,6 +262,7 @@ def test_gradients_are_finite_differences(name):
     check_grads(lambda params: chains.log_partition(hmm.chain(params, xs)), (params,), order=1)
 
 
+@pytest.mark.slow
 def test_a_fit_by_gradients():
     hmm = js.HMM(js.GaussianEmission(2, 1))
     truth = js.HMMParams(
