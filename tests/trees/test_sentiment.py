@@ -71,7 +71,7 @@ def test_writes_a_table_and_goes_on_where_it_stopped(tmp_path, capsys):
     runs = json.loads(output.with_suffix(".json").read_text())
     assert [(run["task"], run["seed"]) for run in runs] == [("fine", 0), ("binary", 0), ("fine", 1), ("binary", 1)]
     assert all(run["dev"] == max(run["curve"]) == run["curve"][run["epoch"] - 1] for run in runs if run["dev"] > 99)
-    assert "| recursive network | fine | 1,405 | 0.05 | 2 |" in output.read_text()
+    assert "| recursive network | fine | 1,405 | 0.05, 0.1 | 2 |" in output.read_text()
 
 
 @pytest.mark.slow
