@@ -251,7 +251,7 @@ def report(runs: Sequence[dict[str, Any]]) -> list[str]:
         "net",
         "task",
         "parameters",
-        "rate",
+        "rates",
         "seeds",
         "test roots: mean (lowest to highest)",
         "published",
@@ -288,7 +288,7 @@ def report(runs: Sequence[dict[str, Any]]) -> list[str]:
         "part. Words are in lower case, their vectors drawn at random and trained; those never seen, and in training "
         "half of those seen once, are one unknown word. Batches of 25 trees, Adagrad at the two rates in the table, of "
         "the net and of the word vectors, weights decayed by 1e-4. The Tree-LSTM has vectors of 300 numbers, 150 units "
-        "and dropout of 0.5 before the classifier, as in Tai et al. 2015; the others have vectors of 25 numbers, and no "
+        "and dropout of 0.5 before the classifier, as in Tai et al. 2015; the others have vectors of 25 and no "
         "dropout. Published: Tai et al. 2015, with random vectors, and Socher et al. 2013.",
         f"A batch is laid out in steps of {WIDTH} nodes, so that nearly all batches share one program: "
         f"{100 * statistics.fmean(run['padding'] for run in runs):.0f} % of the rows are padding.",
