@@ -10,6 +10,7 @@ https://dl.acm.org/doi/10.1145/1143844.1143891.
 Masks mean what they mean in `unroll`: a step or label off it is as if it were not there, gaps included.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -46,6 +47,7 @@ class Decoded(NamedTuple):
     score: Float[Array, "*batch"]
 
 
+@functools.partial(jax.jit, static_argnames="blank", inline=True)
 def loss(
     logits: Float[Array, "*batch time vocab"],
     labels: Int[Array, "*batch label"],
@@ -74,6 +76,7 @@ def loss(
     return jnp.where(wrong.any(axis=-1), jnp.nan, losses)
 
 
+@functools.partial(jax.jit, static_argnames="blank", inline=True)
 def feasible(
     logits: Float[Array, "*batch time vocab"],
     labels: Int[Array, "*batch label"],
@@ -90,6 +93,7 @@ def feasible(
     return _feasible(_checked("ctc.feasible", logits, labels, mask, label_mask, blank))
 
 
+@functools.partial(jax.jit, static_argnames="blank", inline=True)
 def align(
     logits: Float[Array, "*batch time vocab"],
     labels: Int[Array, "*batch label"],
@@ -126,6 +130,7 @@ def align(
     return Alignment(chosen, positions, spans, jnp.where(empty, 0, score))
 
 
+@functools.partial(jax.jit, static_argnames="blank", inline=True)
 def greedy(
     logits: Float[Array, "*batch time vocab"], mask: Bool[Array, "*batch time"] | None = None, *, blank: int = 0
 ) -> Decoded:

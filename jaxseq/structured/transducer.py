@@ -7,6 +7,7 @@ all labels given. On its diagonals, t + u = 0, 1, ..., it is a path over the sta
 Graves, Sequence Transduction with Recurrent Neural Networks, 2012, arXiv:1211.3711.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class Lattice(NamedTuple):
     label: Float[Array, "*batch time label"]
 
 
+@functools.partial(jax.jit, static_argnames="blank", inline=True)
 def lattice(
     log_probs: Float[Array, "*batch time label+1 vocab"], labels: Int[Array, "*batch label"], *, blank: int = 0
 ) -> Lattice:
@@ -110,6 +112,7 @@ def begin(labels: Int[Array, "*batch label"], *, blank: int = 0) -> Int[Array, "
     return jnp.concatenate([jnp.full_like(labels, blank, shape=(*labels.shape[:-1], 1)), labels], axis=-1)
 
 
+@functools.partial(jax.jit, inline=True)
 def loss(
     lattice: Lattice,
     mask: Bool[Array, "*batch time"] | None = None,

@@ -108,6 +108,7 @@ def test_without_steps():
     assert transducer.loss(transducer.lattice(log_probs, labels), None, no_labels).tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_derivatives_vmap_and_half_precision():
     log_probs, labels = random_joint(1)
     mask, label_mask = np.array([[1, 1, 1], [1, 0, 1]], bool), np.array([[1, 1], [1, 0]], bool)
