@@ -36,32 +36,39 @@ class Places(NamedTuple):
     following: Int[Array, "*batch_time"]
 
 
-def places(keep: Bool[Array, "*batch_time"], reset: Bool[Array, "*batch_time"] | None, axis: int = -1) -> Places:
-    """Where segments begin and end among the steps along an axis.
+def places(
+    shape: tuple[int, ...],
+    keep: Bool[Array, "*batch_time"] | None,
+    reset: Bool[Array, "*batch_time"] | None,
+    axis: int = -1,
+) -> Places:
+    """Where segments begin and end among the steps along an axis of arrays of a shape.
 
-    >>> found = places(jnp.array([True, False, True, True]), jnp.array([False, False, False, True]))
+    >>> mask, reset = jnp.array([True, False, True, True]), jnp.array([False, False, False, True])
+    >>> found = places((4,), mask, reset)
     >>> found.first.tolist(), found.last.tolist()
     ([True, False, False, True], [False, False, True, True])
     """
-    axis %= keep.ndim
-    time = keep.shape[axis]
-    index = jax.lax.broadcasted_iota(int, keep.shape, axis)
+    axis %= len(shape)
+    time = shape[axis]
+    index = jax.lax.broadcasted_iota(int, shape, axis)
 
     def before(flags):  # the last index with a flag, up to here
         return jax.lax.cummax(jnp.where(flags, index, -1), axis=axis)
 
     def after(flags):  # the first index with a flag, from the next on
         found = jax.lax.cummin(jnp.where(flags, index, time), axis=axis, reverse=True)
-        return shifted(found, -1, time)
+        return jnp.where(index == time - 1, time, jnp.roll(found, -1, axis=axis))
 
-    def shifted(values, by, filler):
-        rolled = jnp.roll(values, by, axis=axis)
-        return jnp.where(index == (0 if by > 0 else time - 1), filler, rolled)
-
-    preceding, following = shifted(before(keep), 1, -1), after(keep)
-    begun, ended = (-1, time) if reset is None else (before(reset), after(reset))
-    first = keep & ((preceding < 0) | (preceding < begun))
-    return Places(first, keep & (ended <= following), preceding, following)
+    preceding, following = index - 1, index + 1
+    if keep is not None:
+        preceding = jnp.where(index == 0, -1, jnp.roll(before(keep), 1, axis=axis))
+        following = after(keep)
+    begun, ended = (0, time) if reset is None else (jnp.maximum(before(reset), 0), after(reset))
+    first, last = preceding < begun, ended <= following
+    if keep is not None:
+        first, last = keep & first, keep & last
+    return Places(first, last, preceding, following)
 
 
 def select(flags: Bool[Array, "*batch"], chosen: Any, otherwise: Any) -> Any:

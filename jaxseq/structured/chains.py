@@ -334,8 +334,9 @@ class _Parts(NamedTuple):
 
 def _flags(parts):
     """The mask, all True without one, and where in it documents begin and end."""
-    keep = jnp.ones(parts.emission.shape[:-1], bool) if parts.keep is None else parts.keep
-    return keep, masks.places(keep, parts.reset, axis=0)
+    shape = parts.emission.shape[:-1]
+    keep = jnp.ones(shape, bool) if parts.keep is None else parts.keep
+    return keep, masks.places(shape, parts.keep, parts.reset, axis=0)
 
 
 def _wide(array):

@@ -52,8 +52,8 @@ def joint_log_probability(
     if start is None:
         start = cell.zero_input(params)
     start = jnp.broadcast_to(jnp.asarray(start, tokens.dtype)[..., None], tokens.shape)
-    keep = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
-    places = masks.places(keep, reset)
+    mask, reset = (None if flags is None else jnp.asarray(flags) for flags in (mask, reset))
+    places = masks.places(tokens.shape, mask, reset)
     before = jnp.take_along_axis(tokens, jnp.maximum(places.preceding, 0), axis=-1)
     _, logits = cell.unroll(params, jnp.where(places.first, start, before), state, mask=mask, reset=reset)
     return -losses.cross_entropy(logits, tokens, mask).sum(axis=-1)
