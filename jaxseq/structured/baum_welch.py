@@ -43,7 +43,7 @@ def baum_welch(
     reset: Bool[Array, "*batch time"] | None = None,
     steps: int = 100,
     tolerance: float | None = 1e-6,
-    smoothing: float = 0.0,
+    smoothing: float | Float[Array, ""] = 0.0,
     parallel: bool = False,
 ) -> Fitted:
     """Fits a hidden Markov model to observations by expectation maximisation, from given params on.
@@ -157,7 +157,7 @@ def fit_labelled(
     mask: Bool[Array, "*batch time"] | None = None,
     *,
     reset: Bool[Array, "*batch time"] | None = None,
-    smoothing: float = 0.0,
+    smoothing: float | Float[Array, ""] = 0.0,
 ) -> HMMParams:
     """The params of the highest likelihood of observations and their states: counts, with `smoothing` added to each.
 

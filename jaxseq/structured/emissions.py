@@ -44,7 +44,11 @@ class Emission(Layer):
         raise TypeError(f"{self} does not say how to draw observations: give it a method simulate.")
 
     def maximize(
-        self, params: Any, xs: Array, weights: Float[Array, "*batch_time state"], smoothing: float = 0.0
+        self,
+        params: Any,
+        xs: Array,
+        weights: Float[Array, "*batch_time state"],
+        smoothing: float | Float[Array, ""] = 0.0,
     ) -> Params:
         """The params of the highest likelihood of observations that count `weights` times in each state.
 
@@ -78,7 +82,7 @@ def normalized(logits: Float[Array, "... outcome"]) -> Float[Array, "... outcome
 
 
 def log_shares(
-    logits: Float[Array, "... outcome"], counts: Float[Array, "... outcome"], smoothing: float
+    logits: Float[Array, "... outcome"], counts: Float[Array, "... outcome"], smoothing: float | Float[Array, ""]
 ) -> Float[Array, "... outcome"]:
     """`log (counts + smoothing) / Σ`; logits of -inf stay, and so do all of a row without counts."""
     counts = jnp.where(jnp.isneginf(logits), 0, counts + smoothing)

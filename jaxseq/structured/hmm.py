@@ -195,7 +195,9 @@ class HMM(Cell):
         states = chains.sample_path(state_key, Chain(start, normalized(wide(jnp.asarray(logits))), nothing)).states
         return Simulated(states, self.emission.simulate(emission_key, params.emission, states))
 
-    def maximize(self, params: HMMParams, xs: Any, counts: Chain, smoothing: float = 0.0) -> HMMParams:
+    def maximize(
+        self, params: HMMParams, xs: Any, counts: Chain, smoothing: float | Float[Array, ""] = 0.0
+    ) -> HMMParams:
         """The params of the highest likelihood, given how often each potential of the chain is used.
 
         These are the gradients of `log_partition` (expected counts) or of `path_score` (those of a path), with None for

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core.masks import length_mask
 from jaxseq.structured import chains
@@ -131,7 +131,10 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
 
 
 def fit_tagger(
-    sentences: Sequence[Sequence[tuple[str, str]]], *, minimum_count: int = 2, smoothing: float = 0.01
+    sentences: Sequence[Sequence[tuple[str, str]]],
+    *,
+    minimum_count: int = 2,
+    smoothing: float | Float[Array, ""] = 0.01,
 ) -> Tagger:
     """The tagger of the highest likelihood of sentences of pairs `(word, tag)`, with `smoothing` added to each count.
 

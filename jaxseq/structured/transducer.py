@@ -28,13 +28,13 @@ class Lattice(NamedTuple):
     `loss` needs nothing else; `lattice` and `joint_lattice` make it.
     """
 
-    blank: Float[Array, "*batch time label+1"]
+    blank: Float[Array, "*batch time position"]
     label: Float[Array, "*batch time label"]
 
 
 @functools.partial(jax.jit, static_argnames="blank", inline=True)
 def lattice(
-    log_probs: Float[Array, "*batch time label+1 vocab"], labels: Int[Array, "*batch label"], *, blank: int = 0
+    log_probs: Float[Array, "*batch time position vocab"], labels: Int[Array, "*batch label"], *, blank: int = 0
 ) -> Lattice:
     """The lattice of labels, of log-probabilities (`jax.nn.log_softmax` of the joint network's logits).
 
@@ -67,7 +67,7 @@ def lattice(
 def joint_lattice(
     joint: Callable[[Array, Array], Array],
     encoded: Float[Array, "*batch time features"],
-    predicted: Float[Array, "*batch label+1 features"],
+    predicted: Float[Array, "*batch position features"],
     labels: Int[Array, "*batch label"],
     mask: Bool[Array, "*batch time"] | None = None,
     *,
@@ -102,7 +102,7 @@ def joint_lattice(
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), steps)
 
 
-def begin(labels: Int[Array, "*batch label"], *, blank: int = 0) -> Int[Array, "*batch label+1"]:
+def begin(labels: Int[Array, "*batch label"], *, blank: int = 0) -> Int[Array, "*batch position"]:
     """The labels with the blank before them: what the prediction network reads.
 
     >>> begin(jnp.array([3, 1])).tolist()
