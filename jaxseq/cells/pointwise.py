@@ -9,10 +9,9 @@ from jax.nn import initializers
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 from jaxseq.core.activations import Activation, activation
 from jaxseq.core.cell import Cell, Params, Run
-from jaxseq.core.sharding import out_sharding
 
 _lecun = initializers.lecun_normal()
 _normal = initializers.normal()
@@ -121,10 +120,7 @@ class Embed(Pointwise):
     ) -> Float[Array, "*batch size"]:
         errors.check_params(self, params)
         errors.check_tokens(self, x)
-        embedding = jnp.asarray(params.embedding)
-        spec = PartitionSpec(*jax.typeof(x).sharding.spec, jax.typeof(embedding).sharding.spec[-1])
-        sharding = out_sharding(spec, x, embedding)
-        return embedding.at[x].get(out_sharding=sharding, wrap_negative_indices=False)  # a token -1 is out of range
+        return sharding.rows(params.embedding, x)
 
 
 class DenseParams(NamedTuple):

@@ -21,6 +21,18 @@ def out_sharding(spec: PartitionSpec, *operands: jax.Array) -> PartitionSpec | N
     return spec if is_sharded else None
 
 
+def rows(table: jax.Array, index: jax.Array, mode: str | None = None) -> jax.Array:
+    """`table[index]`, sharded as the index is and, over what stands in a row, as the table; below 0 is out of range.
+
+    >>> rows(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 0])).tolist()
+    [[3.0, 4.0], [1.0, 2.0]]
+    """
+    table = jnp.asarray(table)
+    spec = PartitionSpec(*jax.typeof(index).sharding.spec, *jax.typeof(table).sharding.spec[1:])
+    placement = out_sharding(spec, index, table)
+    return table.at[index].get(mode=mode, wrap_negative_indices=False, out_sharding=placement)
+
+
 def leading_spec(tree: Any, count: int) -> PartitionSpec:
     """How the first `count` axes of arrays are sharded: each as in the first array that tells."""
     specs = [jax.typeof(leaf).sharding.spec[:count] for leaf in jax.tree.leaves(tree)]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors
 from jaxseq.core.layer import Layer
-from jaxseq.core.sharding import out_sharding
+from jaxseq.core.sharding import rows
 
 
 class MemoryNetworkParams(NamedTuple):
@@ -130,7 +130,7 @@ class MemoryNetwork(Layer):
         (u,) = jnp.moveaxis(self._encode(tables[asks : asks + 1], question, asked), -2, 0)
         seen = []
         for a, c in hops:
-            keys, values = (sentences[..., table, :] + _rows(times[table], ages) for table in (a, c))
+            keys, values = (sentences[..., table, :] + rows(times[table], ages) for table in (a, c))
             scores = jnp.einsum("...sd,...d->...s", keys, u)
             soft = jax.nn.softmax(jnp.where(present, scores, jnp.finfo(scores.dtype).min), axis=-1)
             weights = jnp.where(present, jnp.where(linear, scores, soft), 0)
@@ -141,7 +141,7 @@ class MemoryNetwork(Layer):
 
     def _encode(self, tables: Array, tokens: Array, mask: Array) -> Float[Array, "*batch table size"]:
         """The vectors of sentences `[*batch, word]` in each of the tables."""
-        words = _rows(jnp.moveaxis(tables, 0, 1), jnp.where(mask, tokens, 0))  # [*batch, word, table, size]
+        words = rows(jnp.moveaxis(tables, 0, 1), jnp.where(mask, tokens, 0))  # [*batch, word, table, size]
         scale = jnp.broadcast_to(mask[..., None], (*mask.shape, self.size)).astype(tables.dtype)
         if self.encoding == "position":
             count = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
@@ -185,9 +185,3 @@ class MemoryNetwork(Layer):
                 )
             masks.append(given)
         return params, story, question, *masks
-
-
-def _rows(table: Array, indices: Array) -> Array:
-    """Rows of a table, sharded as the indices are."""
-    spec = PartitionSpec(*jax.typeof(indices).sharding.spec, *[None] * (table.ndim - 1))
-    return table.at[indices].get(out_sharding=out_sharding(spec, indices))

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks, sharding
@@ -527,9 +526,7 @@ def _column(transition, state):
     count = weights.shape[-1]
     state = jnp.clip(state, 0, count - 1)
     if weights.size == math.prod(weights.shape[-2:]):  # the same for all rows
-        spec = PartitionSpec(*jax.typeof(state).sharding.spec, None)
-        shared = weights.reshape(weights.shape[-2:]).T
-        taken = shared.at[state].get(out_sharding=sharding.out_sharding(spec, state))
+        taken = sharding.rows(weights.reshape(weights.shape[-2:]).T, state)
     else:
         taken = jnp.take_along_axis(weights, state[..., None, None], axis=-1)[..., 0]
     if not isinstance(transition, Band):

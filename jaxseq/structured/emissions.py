@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import sharding
@@ -134,9 +133,7 @@ class CategoricalEmission(Emission):
         return normalized(wide(params.logits))
 
     def log_likelihood(self, params: CategoricalParams, x: Int[Array, "*batch"]) -> Float[Array, "*batch state"]:
-        spec = PartitionSpec(*jax.typeof(x).sharding.spec, None)
-        table, index = self.log_probs(params).T, jnp.clip(x, 0, self.vocab_size - 1)
-        each = table.at[index].get(out_sharding=sharding.out_sharding(spec, x))
+        each = sharding.rows(self.log_probs(params).T, jnp.clip(x, 0, self.vocab_size - 1))
         each = jnp.where((x < self.vocab_size)[..., None], each, jnp.nan)
         return jnp.where((x < 0)[..., None], 0, each)
 

@@ -10,7 +10,6 @@ n-grams are stored sorted, so a chain of order 4 over 100 tokens holds those of 
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -143,8 +142,7 @@ def _take(values, index, otherwise):
     """`values[index]`, and `otherwise` outside."""
     if not values.shape[0]:
         return otherwise
-    out_sharding = sharding.out_sharding(jax.typeof(index).sharding.spec, index)
-    taken = jnp.asarray(values).at[index].get(mode="clip", wrap_negative_indices=False, out_sharding=out_sharding)
+    taken = sharding.rows(values, index, mode="clip")
     return jnp.where((index >= 0) & (index < values.shape[0]), taken.astype(otherwise.dtype), otherwise)
 
 
