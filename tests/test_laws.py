@@ -20,7 +20,6 @@ from jaxseq.core.wrapper import layers_within
 from tests import zoo
 
 ROWS, TIME = 4, 6
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
 CELLS = [name for name, line in zoo.ZOO.items() if isinstance(line.layer, js.Cell)]
 TRAINED = [name for name, line in zoo.ZOO.items() if not line.frozen]
 NOISY = [name for name in CELLS if zoo.ZOO[name].noisy]
@@ -46,13 +45,13 @@ class Program:
         layer, random = line.layer, np.random.default_rng(1)
         self.layer = layer
         self.resets = None if line.pairs else RESETS
-        self.bare = self.params = numbers(jax.jit(layer.init, compiler_options=QUICK)(jax.random.key(1)))
+        self.bare = self.params = numbers(jax.jit(layer.init)(jax.random.key(1)))
         if line.memory is not None:
             self.params = numbers(layer.attach(self.bare, random.normal(size=line.memory)))
         self.xs = zoo.inputs(layer, random, (ROWS, TIME))
         self.initial = numbers(layer.initial_state(self.params, (ROWS,)))
         self.state = jax.tree.map(functools.partial(disturb, random), self.initial)
-        self.run = jax.jit(functools.partial(with_gradients, layer.unroll), compiler_options=QUICK)
+        self.run = jax.jit(functools.partial(with_gradients, layer.unroll))
 
     def __call__(self, params=None, xs=None, state=None, mask=FULL, reset=NEVER, **kwargs):
         reset = None if self.resets is None else reset
@@ -149,14 +148,14 @@ def program(name: str) -> Program:
 @pytest.mark.parametrize("name", CELLS)
 def test_unroll_is_folded_steps(name):
     p = program(name)
-    reference = jax.jit(functools.partial(with_gradients, functools.partial(folded, p.layer)), compiler_options=QUICK)
+    reference = jax.jit(functools.partial(with_gradients, functools.partial(folded, p.layer)))
     assert_same(p(mask=GAPS, reset=RESETS), reference(p.params, p.xs, p.state, mask=GAPS, reset=RESETS))
 
 
 @pytest.mark.parametrize("name", NOISY)
 def test_unroll_with_a_key_is_folded_steps_with_its_keys(name):
     p, key = program(name), jax.random.key(7)
-    reference = jax.jit(functools.partial(with_gradients, functools.partial(folded, p.layer)), compiler_options=QUICK)
+    reference = jax.jit(functools.partial(with_gradients, functools.partial(folded, p.layer)))
     expected = reference(p.params, p.xs, p.state, mask=GAPS, reset=RESETS, key=key)
     assert_same(p(mask=GAPS, reset=RESETS, key=key), expected)
     with pytest.raises(AssertionError):
@@ -221,7 +220,7 @@ def test_outputs_do_not_depend_on_the_future(name):
     assert_same(at(p(xs=xs)["ys"], np.s_[:, :3]), at(p()["ys"], np.s_[:, :3]))
     if own_unroll(p.layer):  # elsewhere gradients are those of what gives the values
 
-        @functools.partial(jax.jit, compiler_options=QUICK)
+        @jax.jit
         def early(params, xs, state):
             def unroll(params, xs, state):
                 return (), at(p.layer.unroll(params, xs, state)[1], np.s_[:, :3])
@@ -292,7 +291,7 @@ def test_second_derivatives_are_finite_differences(name):
     given = (p.params, p.xs, p.state)
     along = direction(given)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @jax.grad
     def curvature(step):
         return slope(with_gradients(p.layer.unroll, *moved(given, along, step), mask=GAPS, reset=RESETS), along)
@@ -321,7 +320,7 @@ def test_other_ways_to_read_the_same_sequences(name):
 
         return jax.vmap(row)(xs, state, mask, reset)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def others(params, xs, state, mask, reset):
         wide = functools.partial(jax.tree.map, lambda leaf: leaf[None])
         return {
@@ -439,7 +438,7 @@ def test_bfloat16_is_float64_rounded(name):
     def cast(leaf):
         return leaf.astype(jnp.bfloat16) if is_real(leaf) else leaf
 
-    unroll = jax.jit(p.layer.unroll, compiler_options=QUICK)
+    unroll = jax.jit(p.layer.unroll)
     state, ys = unroll(*jax.tree.map(cast, (p.params, p.xs, p.state)), mask=GAPS, reset=RESETS)
     wide = jax.tree.map(lambda a, e: np.asarray(a, e.dtype), (state, ys), (expected["state"], expected["ys"]))
     assert_same(wide, (expected["state"], expected["ys"]), tolerance=0.1)

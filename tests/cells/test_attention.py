@@ -13,7 +13,7 @@ import pytest
 import jaxseq as js
 from tests import test_laws
 from tests.peers import peer
-from tests.test_laws import GAPS, NEVER, QUICK, RESETS, ROWS, TIME, assert_same, with_gradients
+from tests.test_laws import GAPS, NEVER, RESETS, ROWS, TIME, assert_same, with_gradients
 
 SIZE, HEADS = 8, 2
 RNG = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_unroll_is_folded_steps_from_a_filled_cache(window, reverse):
 
     def gradients(unroll):
         unroll = functools.partial(unroll, reverse=reverse)
-        run = jax.jit(functools.partial(with_gradients, unroll), compiler_options=QUICK)
+        run = jax.jit(functools.partial(with_gradients, unroll))
         return [run(params, xs, state, mask=GAPS, reset=reset) for reset in (NEVER, RESETS)]
 
     assert_same(gradients(block.unroll), gradients(functools.partial(test_laws.folded, block)))

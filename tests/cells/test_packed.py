@@ -1,7 +1,5 @@
 """Documents packed into one row do not touch each other, whatever they hold: NaN, infinity, numbers that overflow."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 import jaxseq as js
 from jaxseq.cells.linear import LinearRecurrence
 from tests import zoo
-from tests.test_laws import QUICK, ROWS, TIME, assert_same, at, is_real, with_gradients
+from tests.test_laws import ROWS, TIME, assert_same, at, is_real, with_gradients
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -50,7 +48,7 @@ def test_what_spoils_a_document_stays_in_it(name, backend, monkeypatch):
     reset = jnp.zeros((ROWS, TIME), bool).at[:, np.array(STARTS)].set(True)
     others = np.r_[: STARTS[0], STARTS[1] : TIME]
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(xs, state):
         def others_alone(params, xs, state):
             state, ys = layer.unroll(params, xs, state, reset=reset)
@@ -76,7 +74,7 @@ def test_a_state_that_is_lost_ends_at_a_reset(name):
     start = layer.initial_state(params, (ROWS,))
     reset = jnp.zeros((ROWS, TIME), bool).at[:, STARTS[0]].set(True)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(state):
         def later(params, xs, state):
             state, ys = layer.unroll(params, xs, state, reset=reset)
@@ -96,7 +94,7 @@ def test_what_loses_the_loss_loses_the_gradient(name):
     xs = xs.at[:, SPOILED].set(jnp.nan)
     reset = jnp.zeros((ROWS, TIME), bool).at[:, np.array(STARTS)].set(True)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def gradients(weights, params, xs):
         def loss(params, xs):
             ys = layer.unroll(params, xs, reset=reset)[1]

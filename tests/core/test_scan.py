@@ -78,7 +78,7 @@ def transforms(body, scan, **options):
 
     tangents, _ = split_floats(body.arguments(seed=1))
     # the programs are large and run once
-    return jax.jit(all_of, compiler_options={"xla_backend_optimization_level": 0})(floats, tangents)
+    return jax.jit(all_of)(floats, tangents)
 
 
 @pytest.mark.parametrize("name", BODIES)

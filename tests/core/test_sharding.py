@@ -109,7 +109,6 @@ def test_generate(kind, name):
     assert_close(out, expected)
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
 EXPLICIT = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Explicit,))
 OVER_ROWS = NamedSharding(EXPLICIT, PartitionSpec("devices"))
 
@@ -165,9 +164,9 @@ def test_the_batch_stays_sharded(name):
 def test_explicit_sharding_changes_no_values(name):
     line, (params, *given) = zoo.ZOO[name], jax.jit(example, static_argnums=0)(name)
     run = functools.partial(with_gradients, line.layer, key=jax.random.key(2) if line.noisy else None)
-    expected = jax.jit(run, compiler_options=QUICK)(params, *given)
+    expected = jax.jit(run)(params, *given)
     with jax.set_mesh(EXPLICIT):
-        out = jax.jit(run, compiler_options=QUICK)(params, *jax.device_put(given, OVER_ROWS))
+        out = jax.jit(run)(params, *jax.device_put(given, OVER_ROWS))
     assert_close(out, expected)
 
 
@@ -175,7 +174,7 @@ def test_explicit_sharding_changes_no_values(name):
 def test_the_second_of_two_batch_axes_is_sharded(name):
     line, (params, *given) = zoo.ZOO[name], jax.jit(example, static_argnums=0)(name)
     given = jax.tree.map(lambda leaf: jnp.stack([leaf, jnp.flip(leaf, axis=0)]), given)
-    run = jax.jit(functools.partial(with_gradients, line.layer), compiler_options=QUICK)
+    run = jax.jit(functools.partial(with_gradients, line.layer))
     expected = run(params, *given)
     with jax.set_mesh(EXPLICIT):
         out = run(params, *jax.device_put(given, NamedSharding(EXPLICIT, PartitionSpec(None, "devices"))))
@@ -233,7 +232,7 @@ def test_what_reads_derivatives(reader):
         out = READERS[reader](params, xs, mask=mask, reset=reset)
         return sum(map(jnp.sum, jax.tree.leaves(out))), out
 
-    run = jax.jit(jax.grad(sums, has_aux=True), compiler_options=QUICK)
+    run = jax.jit(jax.grad(sums, has_aux=True))
     given = jax.device_put((xs, mask, reset), OVER_ROWS)
     with jax.set_mesh(EXPLICIT):
         _, out = jax.eval_shape(sums, params, *given)
@@ -253,7 +252,7 @@ def test_learning_online(method, layers):
         options = {"mask": mask, "reset": reset, "method": method}
         return js.online.gradient(cell, params, xs, squared_error, xs, **options)
 
-    run = jax.jit(run, compiler_options=QUICK)
+    run = jax.jit(run)
     with jax.set_mesh(EXPLICIT):
         sharded = run(params, *jax.device_put((xs, mask, reset), OVER_ROWS))
     assert_close(sharded, run(params, xs, mask, reset))

@@ -9,7 +9,6 @@ import pytest
 
 import jaxseq as js
 from tests import zoo
-from tests.test_laws import QUICK
 
 STACK = js.Stack((js.Embed(5, 6), js.LSTM(6, 8), js.Residual(js.GRU(8, 8)), js.Dense(8, 5)))
 
@@ -84,7 +83,7 @@ SEVERAL = ["lstm_2d", "recurrent_highway"]
 def kept_of(layer):
     """How much of its memory a cell keeps in one step, as a function of its params."""
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def kept(params):
         state = jax.tree.map(jnp.ones_like, layer.initial_state(params))
         if "stabilizer" in state._fields:
@@ -192,7 +191,7 @@ def test_dtype_and_tracing():
 
     cell, key = js.LSTM(2, 3), jax.random.key(1)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params_of(cell))
-    made = jax.jit(functools.partial(all_of_them, cell), compiler_options=QUICK)(params, key)
+    made = jax.jit(functools.partial(all_of_them, cell))(params, key)
     assert changed(params, made) == {".input_kernel", ".recurrent_kernel", ".bias"}
     kernel = made.recurrent_kernel.astype(float)[:, 2]
     np.testing.assert_allclose(kernel @ kernel.T, np.eye(3), atol=0.02)

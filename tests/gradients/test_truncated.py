@@ -10,7 +10,7 @@ import pytest
 import jaxseq as js
 from jaxseq.core.unroll import unroll_checked
 from tests import zoo
-from tests.test_laws import QUICK, assert_same, with_gradients
+from tests.test_laws import assert_same, with_gradients
 
 CELL = js.Stack((js.LSTM(2, 3), js.Dropout(0.5)))
 ROWS, TIME = 2, 9
@@ -33,10 +33,7 @@ def truncated(cell, **windows):
     return functools.partial(js.truncated_unroll, cell, **windows)
 
 
-quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
-
-
-@quick_jit
+@jax.jit
 def of_one_window(params, xs, state, mask, reset, key, cut, counts, last):
     """The gradient of the outputs at the steps that count, of a loop whose state becomes a constant at the cut."""
     draw_key, step_key = jax.random.split(key)
@@ -86,7 +83,7 @@ def brute_force(window, reach, params, xs, state, options):
 )
 def test_gradient_is_that_of_its_definition(window, reach):
     args, options = problem()
-    run = quick_jit(functools.partial(with_gradients, truncated(CELL, window=window, reach=reach)))
+    run = jax.jit(functools.partial(with_gradients, truncated(CELL, window=window, reach=reach)))
     found, (state, ys) = run(*args, **options), CELL.unroll(*args, **options)
     assert_same((found["state"], found["ys"]), (state, ys), 1e-12)
     expected = brute_force(window, reach or window, *args, options)
@@ -95,8 +92,8 @@ def test_gradient_is_that_of_its_definition(window, reach):
 
 def test_a_reach_of_the_whole_sequence_is_full_back_propagation():
     args, options = problem()
-    full = quick_jit(functools.partial(with_gradients, CELL.unroll))(*args, **options)
-    found = quick_jit(functools.partial(with_gradients, truncated(CELL, window=3, reach=TIME)))(*args, **options)
+    full = jax.jit(functools.partial(with_gradients, CELL.unroll))(*args, **options)
+    found = jax.jit(functools.partial(with_gradients, truncated(CELL, window=3, reach=TIME)))(*args, **options)
     assert_same(found, full, 1e-12)
     short = brute_force(3, 5, *args, options)
     assert np.abs(short[0][0].recurrent_kernel - full["params"][0].recurrent_kernel).max() > 1e-6
@@ -121,8 +118,8 @@ def test_any_cell_reads_as_ever(cell):
     mask = jax.random.bernoulli(jax.random.key(2), 0.7, (2, ROWS, TIME))
     reset = jax.random.bernoulli(jax.random.key(3), 0.2, (2, ROWS, TIME))
     options = {"mask": mask, "reset": reset, "key": key}
-    found = quick_jit(truncated(cell, window=2, reach=3))(params, xs, **options)
-    assert_same(found, quick_jit(cell.unroll)(params, xs, **options), 1e-12)
+    found = jax.jit(truncated(cell, window=2, reach=3))(params, xs, **options)
+    assert_same(found, jax.jit(cell.unroll)(params, xs, **options), 1e-12)
 
 
 def test_one_sequence_vmap_no_inputs_and_no_steps():
@@ -130,7 +127,7 @@ def test_one_sequence_vmap_no_inputs_and_no_steps():
     params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (ROWS, TIME, 2))
     unroll = truncated(cell, window=2, reach=3)
     state, ys = cell.unroll(params, xs)
-    assert_same(quick_jit(jax.vmap(unroll, (None, 0)))(params, xs), (state, ys))
+    assert_same(jax.jit(jax.vmap(unroll, (None, 0)))(params, xs), (state, ys))
     empty = unroll(params, xs[:, :0], state)
     assert_same(empty, (state, ys[:, :0]))
     params = orbit.init(jax.random.key(0))
@@ -143,11 +140,11 @@ def test_a_sharded_batch():
     args, options = problem()
     rows = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
     run = functools.partial(truncated(CELL, window=3), **options)
-    expected = quick_jit(run)(*args)
+    expected = jax.jit(run)(*args)
     with jax.set_mesh(rows):
         xs, state = jax.device_put(args[1:], jax.sharding.PartitionSpec("rows"))
         mask, reset = jax.device_put((options["mask"], options["reset"]), jax.sharding.PartitionSpec("rows"))
-        out = quick_jit(functools.partial(run, mask=mask, reset=reset))(args[0], xs, state)
+        out = jax.jit(functools.partial(run, mask=mask, reset=reset))(args[0], xs, state)
         assert_same(out, expected)
         assert CELL.unroll(args[0], xs[:, :0], state, key=options["key"])[1].shape == (ROWS, 0, 3)
 
@@ -160,7 +157,7 @@ def test_reverse_truncates_from_the_end():
 
     def gradient(xs, weights, **options):
         slopes = jax.grad(lambda xs, weights: jnp.sum(weights * unroll(params, xs, **options)[1]))
-        return quick_jit(slopes)(xs, weights)
+        return jax.jit(slopes)(xs, weights)
 
     backward = gradient(xs, weights, reverse=True)
     np.testing.assert_allclose(backward, gradient(xs[::-1], weights[::-1])[::-1], atol=1e-12)
@@ -180,7 +177,7 @@ def test_second_derivatives_are_those_of_a_chunk():
         return cube(cell.unroll, xs[:4], kernel) + cube(lambda p, xs: cell.unroll(p, xs, half), xs[4:], kernel)
 
     whole = functools.partial(cube, truncated(cell, window=4), xs)
-    found, expected = (quick_jit(jax.hessian(loss))(params.recurrent_kernel) for loss in (whole, chunks))
+    found, expected = (jax.jit(jax.hessian(loss))(params.recurrent_kernel) for loss in (whole, chunks))
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
