@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxseq as js
 from benchmarks import tasks
@@ -23,14 +22,8 @@ from jaxseq.training.errors import UserError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 BATCH, MEMORY, CLIP, NOISE = 32, 50, 40.0, 0.1
-SHAPES = (
-    (16, 11),
-    (MEMORY, 7),
-    (MEMORY, 11),
-)  # sentences and words that tasks are padded to, so that few programs serve all
-VOCABULARY = 48  # of a single task, at most
 PUBLISHED = {"single": 13.8, "joint": 12.4}
-QUICK = (1, 4, 6)
+QUICK = (1, 4, 16)  # the last is not learned without a linear start
 
 
 class Schedule(NamedTuple):
@@ -80,14 +73,16 @@ def train_epoch(network: Any, params: Any, key: jax.Array, data: Any, linear: An
     count = data[0].shape[0]
     order_key, noise_key = jax.random.split(key)
     order = jax.random.permutation(order_key, count)[: count // BATCH * BATCH].reshape(-1, BATCH)
-    clip = optax.clip_by_global_norm(CLIP)
+
+    def clipped(slope):  # each table by itself, as the authors do
+        norm = jnp.sqrt((slope**2).sum(axis=(-2, -1), keepdims=True))
+        return slope * CLIP / jnp.maximum(norm, CLIP)
 
     def update(params, given):
         rows, key = given
         batch = jax.tree.map(lambda leaf: leaf[rows], data)
         loss, gradients = jax.value_and_grad(functools.partial(batch_loss, network))(params, batch, linear, key)
-        gradients, _ = clip.update(gradients, clip.init(params))
-        return jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, gradients), loss
+        return jax.tree.map(lambda leaf, slope: leaf - rate * clipped(slope), params, gradients), loss
 
     params, losses = jax.lax.scan(update, params, (order, jax.random.split(noise_key, len(order))))
     return params, losses.sum() / order.size
@@ -128,15 +123,14 @@ def run(folder: pathlib.Path, kind: str, task: int, hops: int, restarts: int, ep
     chosen_tasks = range(1, 21) if kind == "joint" else (task,)
     parts = [[babi.read(path) for path in files(folder, number)] for number in chosen_tasks]
     items = [item for part in parts for half in part for item in half]
-    longest = min(MEMORY, max(len(item.story) for item in items))
-    widest = max(len(sentence) for item in items for sentence in (*item.story, item.question))
-    sentences, width = next(shape for shape in SHAPES if shape[0] >= longest and shape[1] >= widest)
+    sentences = min(MEMORY, max(len(item.story) for item in items))
+    width = max(len(sentence) for item in items for sentence in (*item.story, item.question))
     words = babi.vocabulary(items)
     train_data = tuple(babi.arrays([item for part in parts for item in part[0]], words, sentences, width))
     schedule = JOINT if kind == "joint" else SINGLE
     if epochs:
         schedule = schedule._replace(epochs=epochs, linear=max(1, epochs // 5), halve=max(1, epochs // 4))
-    network = js.MemoryNetwork(max(VOCABULARY, len(words)), schedule.size, MEMORY, hops=hops)
+    network = js.MemoryNetwork(len(words), schedule.size, sentences, hops=hops, empty_places=True)
     begun = time.perf_counter()
     params, losses = train(network, schedule, train_data, restarts, about=f"{kind}, task {task}, {hops} hops")
     train_wrong, train_losses = predict(network, params, train_data)
@@ -163,7 +157,7 @@ def find(runs: Sequence[dict[str, Any]], number: int, **wanted: Any) -> tuple[fl
     return None
 
 
-def report(folder: pathlib.Path, runs: Sequence[dict[str, Any]], restarts: int) -> list[str]:
+def report(folder: pathlib.Path, runs: Sequence[dict[str, Any]]) -> list[str]:
     """The paragraphs and tables of all runs."""
     numbers = sorted({int(number) for one in runs for number in one["test_errors"]})
 
@@ -202,11 +196,11 @@ def report(folder: pathlib.Path, runs: Sequence[dict[str, Any]], restarts: int) 
         tasks.where("python -m benchmarks.babi --babi FOLDER"),
         "1000 questions a task to train and 1000 to test (en-1k), version 1.2: the files of version 1.1, of which task "
         "16 alone was replaced. `MemoryNetwork` with 3 hops, adjacent tying, position encoding, a linear start and "
-        "random noise (PE LS RN of the paper), the last 50 sentences. Single: a network of 20 features for each task; "
-        "20 epochs without the softmax at a rate of 0.005, then 100 at 0.01, halved every 25. Joint: one of 50 "
-        "features for all; 30 and 60 epochs, halved every 15. Gradient descent on sums over 32 questions, clipped at a "
-        f"norm of 40. Of several restarts ({said}) that with the lowest loss in training is chosen, without a look at "
-        "test questions.",
+        "random noise (PE LS RN of the paper), empty places in its memory, the last 50 sentences. Single: a network of "
+        "20 features for each task; 20 epochs without the softmax at a rate of 0.005, then 100 at 0.01, halved every "
+        "25. Joint: one of 50 features for all; 30 and 60 epochs, halved every 15. Gradient descent on sums over 32 "
+        f"questions, each table's clipped at a norm of {CLIP:.0f}. Of several restarts ({said}) that with the lowest "
+        "loss in training is chosen, without a look at test questions.",
         "## Test errors in %",
         "The chosen restart, and in brackets the lowest and highest of all restarts. Published: Sukhbaatar et al. "
         "2015, 10 restarts.",
@@ -235,12 +229,14 @@ def main(arguments: Sequence[str] | None = None) -> pathlib.Path:
     output = options.output / "babi.md"
     stored = output.with_suffix(".json")
     runs = json.loads(stored.read_text()) if stored.exists() else []
+    shown = []
     for kind, task, hops, count in wanted:
         key = dict(kind=kind, task=task, hops=hops, restarts=count, epochs=options.epochs)
         if not any(key.items() <= one.items() for one in runs):
             runs.append({**key, **run(options.babi, kind, task, hops, count, options.epochs)})
             stored.write_text("[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n")
-            tasks.write(output, report(options.babi, runs, restarts))
+        shown.append(next(one for one in runs if key.items() <= one.items()))
+        tasks.write(output, report(options.babi, shown))
     return output
 
 

@@ -35,11 +35,17 @@ class MemoryNetwork(Layer):
         each hop:  p = softmax(u · m_i),   o = Σ p_i c_i,   u' = u + o     (layer-wise: u H + o)
         logits = u' Wᵀ
 
-    A, B, C, W are tables of word vectors, x_ij and q_j words, and T tables of the age i of a sentence, 0 for the last
-    one. `tying="adjacent"`: A of a hop is C of the hop before, B the first A and W the last C. `"layer-wise"`: all hops
-    share A and C, and H stands between them as in a recurrent network. `encoding="position"` weighs the words by
-    l_kj = (1 - j/J) - (k/d)(1 - 2j/J) for feature k of d and word j of J, `"bag"` by 1. All tables start from
-    N(0, 0.1²).
+    A, B, C, W are tables of word vectors, x_ij and q_j words, and T tables of the age i of a sentence, 0 for the
+    last one. `tying="adjacent"`: A of a hop is C of the hop before, B the first A and W the last C. `"layer-wise"`:
+    all hops share A and C, and H stands between them as in a recurrent network. All tables start from N(0, 0.1²).
+    `encoding="position"` weighs feature k of d of word j of J by l_kj = 1 + (2k - d - 1)(2j - J - 1) / (d J),
+    `"bag"` by 1. The paper prints (1 - j/J) - (k/d)(1 - 2j/J), about half of that; the authors' code
+    (https://github.com/facebook/MemNN) has these weights, and with half of them no linear start succeeds at the
+    paper's rates.
+
+    `empty_places=True`: the places of memory that hold no sentence, `memory_size` less the sentences, stand in the
+    softmax too, with a score of 0 and nothing to read, so that a hop can look at nothing, as in the authors'
+    code.
 
     S. Sukhbaatar, A. Szlam, J. Weston and R. Fergus, End-to-end memory networks, NeurIPS 2015.
 
@@ -58,6 +64,7 @@ class MemoryNetwork(Layer):
     hops: int = 3
     tying: Literal["adjacent", "layer-wise"] = "adjacent"
     encoding: Literal["position", "bag"] = "position"
+    empty_places: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +108,8 @@ class MemoryNetwork(Layer):
 
         Args:
             params: what `init` made.
-            story: the words of each sentence, the oldest sentence first, of at most `memory_size` sentences.
+            story: the words of each sentence, the oldest sentence first, of at most `memory_size` sentences. A token
+                out of range reads the nearest word there is, as in `Embed`.
             question: the words of the question.
             mask: False where a sentence has no word; one without words is not there, and does not count in the ages of
                 those before it. What the tokens are there has no effect. Of a story of none the weights are 0.
@@ -128,11 +136,13 @@ class MemoryNetwork(Layer):
         else:
             hops, asks, says = [(0, 1)] * self.hops, 2, 3
         (u,) = jnp.moveaxis(self._encode(tables[asks : asks + 1], question, asked), -2, 0)
-        seen = []
+        seen, lowest = [], jnp.finfo(u.dtype).min
+        free = (self.memory_size - present.sum(axis=-1, keepdims=True)) * int(self.empty_places)
+        elsewhere = jnp.where(free > 0, jnp.log(jnp.maximum(free, 1).astype(u.dtype)), lowest)  # exp(0) of each
         for a, c in hops:
             keys, values = (sentences[..., table, :] + rows(times[table], ages) for table in (a, c))
             scores = jnp.einsum("...sd,...d->...s", keys, u)
-            soft = jax.nn.softmax(jnp.where(present, scores, jnp.finfo(scores.dtype).min), axis=-1)
+            soft = jax.nn.softmax(jnp.concatenate([jnp.where(present, scores, lowest), elsewhere], axis=-1))[..., :-1]
             weights = jnp.where(present, jnp.where(linear, scores, soft), 0)
             looked = jnp.einsum("...s,...sd->...d", weights, values)
             u = (u if params.hop_kernel is None else u @ params.hop_kernel) + looked
@@ -145,10 +155,9 @@ class MemoryNetwork(Layer):
         scale = jnp.broadcast_to(mask[..., None], (*mask.shape, self.size)).astype(tables.dtype)
         if self.encoding == "position":
             count = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
-            place = (mask.cumsum(axis=-1) / count).astype(tables.dtype)[..., None]
-            feature = jnp.arange(1, self.size + 1, dtype=tables.dtype) / self.size
-            feature = jnp.broadcast_to(feature, scale.shape)
-            scale = scale * ((1 - place) - feature * (1 - 2 * place))
+            place = (2 * mask.cumsum(axis=-1) - count - 1) / count
+            feature = (2 * jnp.arange(1, self.size + 1) - self.size - 1) / self.size
+            scale = scale * (1 + place[..., None] * jnp.broadcast_to(feature, scale.shape)).astype(scale.dtype)
         return jnp.einsum("...wtd,...wd->...td", words, scale)
 
     def _ages(self, present: Bool[Array, "*batch sentence"], noise: float, key: Array | None) -> Array:

@@ -23,7 +23,8 @@ def numpy_answer(network, params, story, question, linear=False):
         total, count = np.zeros(d), len(words)
         for j, word in enumerate(words, 1):
             for k in range(1, d + 1):
-                scale = (1 - j / count) - (k / d) * (1 - 2 * j / count) if network.encoding == "position" else 1
+                position = (2 * k - d - 1) * (2 * j - count - 1) / d / count
+                scale = 1 + position * (network.encoding == "position")
                 total[k - 1] += scale * params.embeddings[table, word, k - 1]
         return total
 
@@ -34,7 +35,8 @@ def numpy_answer(network, params, story, question, linear=False):
         m, out = ([embed(t, s) + params.ages[t, age] for s, age in zip(story, ages, strict=True)] for t in (a, c))
         p = np.array([u @ m_i for m_i in m])
         if not linear:
-            p = np.exp(p) / np.exp(p).sum()
+            nothing = (network.memory_size - len(story)) * np.exp(0) if network.empty_places else 0
+            p = np.exp(p) / (np.exp(p).sum() + nothing)
         o = sum((p_i * c_i for p_i, c_i in zip(p, out, strict=True)), np.zeros(d))
         u = (u if adjacent else u @ params.hop_kernel) + o
         seen.append(p)
@@ -54,11 +56,11 @@ QUESTIONS = [[1, 2], [3, 4, 5], [8]]
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("linear", [False, True])
-@pytest.mark.parametrize("encoding", ["position", "bag"])
+@pytest.mark.parametrize("encoding, empty", [("position", False), ("bag", False), ("position", True)])
 @pytest.mark.parametrize("tying", ["adjacent", "layer-wise"])
-def test_answers_are_those_of_the_paper(tying, encoding, linear):
+def test_answers_are_those_of_the_paper(tying, encoding, empty, linear):
     """Whatever tokens the padding holds, and with a sentence of no words between two others."""
-    network = js.MemoryNetwork(VOCAB, SIZE, MEMORY, hops=3, tying=tying, encoding=encoding)
+    network = js.MemoryNetwork(VOCAB, SIZE, MEMORY, hops=3, tying=tying, encoding=encoding, empty_places=empty)
     params, answer = random_params(np.random.default_rng(0), network), jax.jit(network.answer)
     for fill in (0, -7, 10**6):
         padded = [pad(story[:1] + [[]] + story[1:], MEMORY, 4, fill) for story in STORIES]
