@@ -15,7 +15,7 @@ Linear recurrences, parallel in time: MinGRU, MinLSTM, RGLRU, LRU, S5, GatedLine
 linear_scan.
 Explicit memory: NTM, DNC, StackRNN, MemoryNetwork.
 Layers that read whole sequences: Bidirectional, Pyramid; images: ReNet, Grid.
-Functions: scan, generate, length_mask, reset_where, to_json, from_json.
+Functions: scan, generate, pad, length_mask, reset_where, to_json, from_json.
 Structured models: MarkovChain, CRF; the modules chains (dynamic programs over paths), crf, ctc, graphical, markov,
 semirings, spans, tagger, transducer.
 Hidden Markov models: HMM, VaryingHMM, TokenHMM, of CategoricalEmission, GaussianEmission, FullGaussianEmission,
@@ -166,6 +166,7 @@ from .core.cell import SequenceLayer as SequenceLayer
 from .core.layer import Layer as Layer
 from .core.linear_scan import linear_scan as linear_scan
 from .core.masks import length_mask as length_mask
+from .core.masks import pad as pad
 from .core.masks import reset_where as reset_where
 from .core.scan import scan as scan
 from .core.serialization import from_json as from_json

@@ -1,10 +1,12 @@
 """What happens at padded steps and at the starts of segments: one meaning for every layer."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jaxseq.core import errors, sharding
@@ -23,6 +25,31 @@ def length_mask(lengths: Int[Array, "*batch"], time: int) -> Bool[Array, "*batch
         raise TypeError(f"length_mask(lengths, time) needs the number of steps as time, got {errors.shape_of(time)}.")
     steps = jax.lax.broadcasted_iota(lengths.dtype, (*lengths.shape, time), lengths.ndim)
     return steps < lengths[..., None]
+
+
+def pad(sequences: Sequence[Any], time: int | None = None) -> tuple[Array, Bool[Array, "row time"]]:
+    """Sequences `[time, ...]` of different lengths as one array `[row, time, ...]`, 0 after their ends, and its mask.
+
+    `time` is that of the longest one, or as given: few different ones are few compilations.
+
+    >>> tokens, mask = pad([[5, 7, 8], [9]])
+    >>> tokens.tolist(), mask.tolist()
+    ([[5, 7, 8], [9, 0, 0]], [[True, True, True], [True, False, False]])
+    """
+    rows = [np.asarray(sequence) for sequence in sequences]
+    if not rows or any(row.ndim == 0 for row in rows):
+        raise ValueError(f"pad needs a list of sequences [time, ...], got {errors.shape_of(sequences)}.")
+    filled = [row for row in rows if len(row)] or rows  # an empty list has neither the features nor the dtype of others
+    if len({row.shape[1:] for row in filled}) > 1:
+        raise ValueError(f"pad needs sequences of the same features, got shapes {[row.shape for row in rows]}.")
+    lengths = np.array([len(row) for row in rows])
+    steps = lengths.max().item() if time is None else operator.index(time)
+    if steps < lengths.max():
+        raise ValueError(f"pad needs time >= {lengths.max()}, the longest sequence, got {steps}.")
+    padded = np.zeros((len(rows), steps, *filled[0].shape[1:]), np.result_type(*filled))
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row.reshape(len(row), *place.shape[1:])
+    return jnp.asarray(padded), jnp.asarray(np.arange(steps) < lengths[:, None])
 
 
 class Places(NamedTuple):

@@ -20,6 +20,30 @@ def test_length_mask():
         js.length_mask(5, jnp.array([1, 2]))
 
 
+def test_pad():
+    rows = [np.ones((2, 3), np.float32), np.zeros((0, 3), np.float32), np.full((4, 3), 2.0, np.float32)]
+    padded, mask = js.pad(rows, 5)
+    assert padded.dtype == jnp.float32 and mask.tolist() == js.length_mask(jnp.array([2, 0, 4]), 5).tolist()
+    assert (padded == jnp.stack([jnp.pad(row, ((0, 5 - len(row)), (0, 0))) for row in rows])).all()
+    tokens, mask = js.pad([[], [1, 2], []])  # an empty list tells no dtype
+    assert tokens.tolist() == [[0, 0], [1, 2], [0, 0]] and jnp.issubdtype(tokens.dtype, jnp.integer)
+    assert js.pad([[], []])[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (([],), r"needs a list of sequences \[time, ...\], got"),
+        (([1, 2],), r"needs a list of sequences \[time, ...\], got"),
+        (([np.ones((2, 3)), np.ones((2, 4))],), r"of the same features, got shapes \[\(2, 3\), \(2, 4\)\]"),
+        (([[1, 2]], 1), "needs time >= 2, the longest sequence, got 1"),
+    ],
+)
+def test_what_cannot_be_padded(given, message):
+    with pytest.raises(ValueError, match=message):
+        js.pad(*given)
+
+
 def test_steps_with_reset_where_are_unroll_with_reset():
     """`done` after step t is a reset before step t + 1."""
     cell = js.Stack((js.LSTM(2, 3), js.GRU(3, 3)))
