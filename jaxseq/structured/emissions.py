@@ -1,7 +1,7 @@
 """What the states of a hidden Markov model say of an observation: its likelihood, draws, and the best fit.
 
 An observation that is NaN, or a token below 0, is missing: time passes, and it says nothing of the states. (A step off
-the mask is another thing: there no time passes.)
+the mask is another thing: there no time passes.) An infinite one is impossible, -inf in all states.
 """
 
 import abc
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import sharding
@@ -133,17 +134,20 @@ class CategoricalEmission(Emission):
         return normalized(wide(params.logits))
 
     def log_likelihood(self, params: CategoricalParams, x: Int[Array, "*batch"]) -> Float[Array, "*batch state"]:
+        x = x.astype(int)  # a narrow one does not hold the size of the vocabulary
         each = sharding.rows(self.log_probs(params).T, jnp.clip(x, 0, self.vocab_size - 1))
         each = jnp.where((x < self.vocab_size)[..., None], each, jnp.nan)
         return jnp.where((x < 0)[..., None], 0, each)
 
     def simulate(self, key: Array, params: CategoricalParams, states: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
-        return jax.random.categorical(key, params.logits[states])
+        return jax.random.categorical(key, wide(params.logits)[states])
 
     def maximize(self, params, xs, weights, smoothing=0.0):
-        tokens = jnp.where((xs < 0) | (xs >= self.vocab_size), self.vocab_size, xs).ravel()
+        tokens, weights = xs.astype(int).ravel(), weights.reshape(-1, self.states)
+        tokens = jnp.where((tokens < 0) | (tokens >= self.vocab_size), self.vocab_size, tokens)
         zeros = jnp.zeros((self.vocab_size + 1, self.states), weights.dtype)
-        counts = zeros.at[tokens].add(weights.reshape(-1, self.states))[:-1].T
+        placement = sharding.out_sharding(PartitionSpec(), tokens, weights)
+        counts = zeros.at[tokens].add(weights, out_sharding=placement)[:-1].T
         return cast_like(params, CategoricalParams(log_shares(wide(params.logits), counts, smoothing)))
 
     def log_prior(self, params: CategoricalParams) -> Float[Array, ""]:
@@ -174,10 +178,12 @@ class FunctionEmission(Emission):
         integers = jnp.issubdtype(x.dtype, jnp.integer)
         missing = (x < 0 if integers else jnp.isnan(x)).any(axis=tuple(range(x.ndim - self.rank, x.ndim)))
         x = jnp.where(jnp.expand_dims(missing, tuple(range(missing.ndim, x.ndim))), 0, x)
-        found = self.function(params, x)
+        needed = f"{self} needs log-likelihoods [*batch, state] = {(*missing.shape, self.states)} of its function"
+        try:
+            found = self.function(params, x)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"{needed}, which was given x of shape {x.shape}.")
+            raise
         if jnp.shape(found) != (*missing.shape, self.states):
-            raise ValueError(
-                f"{self} needs log-likelihoods [*batch, state] = {(*missing.shape, self.states)} of its function, got "
-                f"shape {jnp.shape(found)}."
-            )
+            raise ValueError(f"{needed}, got shape {jnp.shape(found)}.")
         return jnp.where(missing[..., None], 0, wide(found))

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxseq.core import sharding
 from jaxseq.structured.emissions import LEAST, Emission, cast_like, wide
 
 
@@ -29,28 +31,33 @@ class _Vectors(Emission):
         """The log-density of each feature in each state."""
 
     def log_likelihood(self, params: Any, x: Float[Array, "*batch feature"]) -> Float[Array, "*batch state"]:
-        seen = ~jnp.isnan(x)
-        params, x = wide((params, jnp.where(seen, x, 0)))
+        finite, otherwise = jnp.isfinite(x), jnp.where(jnp.isnan(x), 0.0, -jnp.inf)
+        params, x = wide((params, jnp.where(finite, x, 0)))
         each = self.log_density(jax.tree.map(lambda leaf: _beside(leaf, x), params), x[..., None, :])
-        return jnp.where(seen[..., None, :], each, 0).sum(axis=-1)
+        return jnp.where(finite[..., None, :], each, otherwise[..., None, :]).sum(axis=-1)
 
 
 def _flat(xs: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """Observations `[count, feature]`, which features are there, and weights `[count, state]`."""
+    """Observations `[count, feature]`, which features are there and possible, and weights `[count, state]`."""
     xs, weights = xs.reshape(-1, xs.shape[-1]), weights.reshape(-1, weights.shape[-1])
-    seen = ~jnp.isnan(xs)
+    seen = jnp.isfinite(xs)
     return wide(jnp.where(seen, xs, 0)).astype(weights.dtype), seen.astype(weights.dtype), weights
+
+
+def _product(weights: Array, values: Array) -> Array:
+    """The product of matrices `[state, count]` and `[count, feature]`, summed over devices that share the count."""
+    return jnp.matmul(weights, values, out_sharding=sharding.out_sharding(PartitionSpec(), weights, values))
 
 
 def _mean(xs: Array, seen: Array, weights: Array, otherwise: Array) -> tuple[Array, Array]:
     """The means of features `[state, feature]`, and of how many observations they are."""
-    count = weights.T @ seen
-    return jnp.where(count > LEAST, weights.T @ (xs * seen) / jnp.maximum(count, LEAST), otherwise), count
+    count = _product(weights.T, seen)
+    return jnp.where(count > LEAST, _product(weights.T, xs * seen) / jnp.maximum(count, LEAST), otherwise), count
 
 
 def _scattered(key: Array, xs: Array, keep: Array, states: int) -> tuple[Array, Array]:
     """Some observations `[state, feature]`, drawn without replacement, and the variances of all `[feature]`."""
-    flat, seen, kept = _flat(xs, keep[..., None].astype(wide(xs).dtype))
+    flat, seen, kept = sharding.placed(_flat(xs, keep[..., None].astype(wide(xs).dtype)), PartitionSpec(None))
     middle, count = _mean(flat, seen, kept, jnp.zeros((1, flat.shape[-1]), flat.dtype))
     variance = (kept * seen * (flat - middle) ** 2).sum(axis=0) / jnp.maximum(count[0], 1)
     flat = jnp.where(seen * kept > 0, flat, middle)
@@ -93,15 +100,15 @@ class GaussianEmission(_Vectors):
         return -0.5 * standard**2 - params.log_scale - 0.5 * math.log(2 * math.pi)
 
     def simulate(self, key: Array, params: GaussianParams, states: Int[Array, "*batch"]) -> Array:
-        mean = params.mean[states]
-        return mean + jnp.exp(params.log_scale[states]) * jax.random.normal(key, mean.shape, mean.dtype)
+        mean, log_scale = (leaf[states] for leaf in wide(params))
+        return (mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape, mean.dtype)).astype(params.mean.dtype)
 
     def maximize(self, params, xs, weights, smoothing=0.0):
         flat, seen, weights = _flat(xs, weights)
         mean, count = _mean(flat, seen, weights, params.mean.astype(flat.dtype))
 
         def squares(mean, weights):  # of deviations from the mean: their digits do not cancel
-            return weights @ (seen * (flat - mean) ** 2)
+            return _product(weights[None], seen * (flat - mean) ** 2)[0]
 
         variance = jax.vmap(squares)(mean, weights.T) / jnp.maximum(count, LEAST)
         log_scale = 0.5 * jnp.log(jnp.maximum(variance, self.least_variance))
@@ -150,20 +157,20 @@ class FullGaussianEmission(Emission):
         return jnp.tril(jnp.where(eye, jnp.exp(jnp.where(eye, params.factor, 0)), params.factor))
 
     def log_likelihood(self, params: FullGaussianParams, x: Float[Array, "*batch feature"]) -> Array:
-        seen = ~jnp.isnan(x).any(axis=-1)
-        params, x = wide((params, jnp.where(seen[..., None], x, 0)))
+        finite, otherwise = jnp.isfinite(x).all(axis=-1), jnp.where(jnp.isnan(x).any(axis=-1), 0.0, -jnp.inf)
+        params, x = wide((params, jnp.where(finite[..., None], x, 0)))
         eye = jnp.broadcast_to(jnp.eye(self.input_size, dtype=x.dtype), params.factor.shape)
         whiten = solve_triangular(self.cholesky(params), eye, lower=True)
         away = x[..., None, :] - _beside(params.mean, x)
         standard = jnp.einsum("sij,...sj->...si", whiten, away)
         log_scale = jnp.diagonal(params.factor, axis1=-2, axis2=-1).sum(axis=-1)
         constant = _beside(log_scale + 0.5 * self.input_size * math.log(2 * math.pi), x)
-        return jnp.where(seen[..., None], -0.5 * (standard**2).sum(axis=-1) - constant, 0)
+        return jnp.where(finite[..., None], -0.5 * (standard**2).sum(axis=-1) - constant, otherwise[..., None])
 
     def simulate(self, key: Array, params: FullGaussianParams, states: Int[Array, "*batch"]) -> Array:
-        mean = params.mean[states]
+        mean, lower = wide(params).mean[states], self.cholesky(wide(params))[states]
         noise = jax.random.normal(key, mean.shape, mean.dtype)
-        return mean + (self.cholesky(params)[states] @ noise[..., None])[..., 0]
+        return (mean + (lower @ noise[..., None])[..., 0]).astype(params.mean.dtype)
 
     def maximize(self, params, xs, weights, smoothing=0.0):
         flat, seen, weights = _flat(xs, weights)
@@ -175,7 +182,7 @@ class FullGaussianEmission(Emission):
         def scatter(given):
             mean, weights = given
             away = flat - mean
-            return (away * weights[:, None]).T @ away
+            return _product((away * weights[:, None]).T, away)
 
         covariance = jax.lax.map(scatter, (mean, weights.T)) / jnp.maximum(count, LEAST)
         factor = jnp.where(count > LEAST, self._factor(covariance), params.factor.astype(flat.dtype))
@@ -189,7 +196,7 @@ class FullGaussianEmission(Emission):
         return jnp.where(eye, jnp.log(jnp.where(eye, lower, 1)), lower)
 
     def spread(self, key: Array, xs: Array, keep: Bool[Array, "*batch_time"]) -> FullGaussianParams:
-        mean, variance = _scattered(key, xs, keep & ~jnp.isnan(xs).any(axis=-1), self.states)
+        mean, variance = _scattered(key, xs, keep & jnp.isfinite(xs).all(axis=-1), self.states)
         factor = jnp.diag(0.5 * jnp.log(jnp.maximum(variance, self.least_variance)))
         factor = jnp.broadcast_to(factor, (self.states, *factor.shape))
         return FullGaussianParams(mean.astype(xs.dtype), factor.astype(xs.dtype))
@@ -204,7 +211,8 @@ class PoissonParams(NamedTuple):
 class PoissonEmission(_Vectors):
     """A vector of `input_size` independent counts, as floating numbers; those that are NaN are missing.
 
-    A number below 0 is impossible. A fit holds rates at 1e-6 or above.
+    A number below 0 is impossible. A fit holds rates at 1e-6 or above. Draws have the dtype of the params: bfloat16
+    rounds those above 256.
 
     >>> emission = PoissonEmission(1, 1)
     >>> params = PoissonParams(log_rate=jnp.log(jnp.array([[2.0]])))
@@ -220,8 +228,8 @@ class PoissonEmission(_Vectors):
         return jnp.where(x < 0, -jnp.inf, whole * params.log_rate - jnp.exp(params.log_rate) - gammaln(whole + 1))
 
     def simulate(self, key: Array, params: PoissonParams, states: Int[Array, "*batch"]) -> Array:
-        log_rate = params.log_rate[states]
-        return jax.random.poisson(key, jnp.exp(log_rate)).astype(log_rate.dtype)
+        rate = jnp.exp(wide(params).log_rate)[states]
+        return jax.random.poisson(key, rate).astype(params.log_rate.dtype)
 
     def maximize(self, params, xs, weights, smoothing=0.0):
         flat, seen, weights = _flat(xs, weights)
