@@ -1,5 +1,6 @@
 """Hidden Markov models: as distributions over chains, and their filter as a cell."""
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jaxseq.structured.semirings import logsumexp
 class HMMParams(NamedTuple):
     """Logits of the first state and of transitions from each state, any real numbers; -inf forbids.
 
+    Of probabilities give the logarithm, `transition=jnp.log(A)`: as logits they would be softmaxed once more.
     `transition` is None in a `VaryingHMM`.
     """
 
@@ -62,7 +64,9 @@ class HMM(Cell):
 
     `unroll` filters: it outputs `Filtered` at each step, whose increments sum to log p(x); the state predicts the next
     one. Observations that are missing (NaN, or a token below 0; see the emissions) say nothing, while time passes. An
-    observation that is impossible gives -inf from there to the next reset. All is computed in float32 or wider.
+    observation that is impossible gives -inf from there to the next reset. All is computed in float32 or wider, but the
+    state and the outputs of `unroll` have the dtype of the params: in bfloat16 each step rounds them, so take the
+    likelihood of many steps from `log_partition`.
 
     `baum_welch` fits it to observations, `fit_labelled` to states as well; or follow gradients of `log_partition`.
 
@@ -103,8 +107,10 @@ class HMM(Cell):
 
     def spread(self, key: Array, xs: Any, mask: Bool[Array, "*batch time"] | None = None) -> HMMParams:
         """Random params to begin a fit of these observations with; of an emission of your own, those of `init`."""
+        observed = self._checked(xs, jnp.zeros(()).dtype)
         keep = jnp.ones(self._steps(xs), bool) if mask is None else jnp.asarray(mask)
-        observed = masks.zero_unless(keep, self._observed(xs))
+        errors.check_flags(self, keep, "mask", self._steps(xs))
+        observed = masks.zero_unless(keep, observed)
         return self._params(key, lambda key: self.emission.spread(key, observed, keep))
 
     def _params(self, key, emission):
@@ -121,7 +127,13 @@ class HMM(Cell):
 
     def _observed(self, xs):
         """The observations among the inputs."""
-        return jnp.asarray(xs)
+        try:
+            return jnp.asarray(xs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self} needs observations as one array [*batch, time, *features]: pad sequences of different lengths "
+                "and give the mask; jaxseq.pad(sequences) makes both."
+            ) from error
 
     def _transition(self, params: Any, xs: Any) -> Array:
         """The logits of the transitions."""
@@ -129,16 +141,17 @@ class HMM(Cell):
 
     def _steps(self, xs) -> tuple[int, ...]:
         observed = self._observed(xs)
-        return observed.shape[: observed.ndim - self.emission.input_rank]
+        return observed.shape[: max(observed.ndim - self.emission.input_rank, 0)]
 
-    def chain(self, params: HMMParams, xs: Any, mask: Bool[Array, "*batch time"] | None = None) -> Chain:
-        """The chain of states, given observations `[*batch, time, *features]`: what `chains` works on.
+    def _check_params(self, params: Any) -> None:
+        if not isinstance(params, HMMParams):
+            raise TypeError(
+                f"{self} needs HMMParams, such as hmm.init(key) or hmm.spread(key, xs), got {errors.shape_of(params)}."
+            )
+        errors.check_params(self, params)
 
-        Give its functions the mask as well: here it only clears the padding, so that nothing in it has any effect.
-
-        Raises:
-            ValueError, TypeError: if the observations are not of the shape, dtype or kind that the emission reads.
-        """
+    def _checked(self, xs: Any, dtype: Any) -> Array:
+        """The observations; whole numbers among vectors become floating ones, of `dtype` or wider."""
         observed = self._observed(xs)
         if observed.ndim <= self.emission.input_rank:
             raise ValueError(
@@ -147,22 +160,38 @@ class HMM(Cell):
             )
         if self.emission.input_rank == 0:
             errors.check_tokens(self, observed)
-        elif (dtype := errors.float_dtype(params)) is not None:
-            if jnp.issubdtype(observed.dtype, jnp.integer):
-                observed = observed.astype(dtype)
-            errors.check_dtype(self, observed, dtype)
+        elif dtype is not None and jnp.issubdtype(observed.dtype, jnp.integer):
+            observed = observed.astype(jnp.promote_types(dtype, jnp.float32))
         if (size := getattr(self.emission, "input_size", None)) is not None:
             errors.check_features(self, observed, size)
-        transition = self._transition(params, xs)
+        return observed
+
+    def chain(self, params: HMMParams, xs: Any, mask: Bool[Array, "*batch time"] | None = None) -> Chain:
+        """The chain of states, given observations `[*batch, time, *features]`: what `chains` works on.
+
+        Give its functions the mask as well: here it only clears the padding, so that nothing in it has any effect.
+
+        Raises:
+            ValueError, TypeError: if the params are those of another model, or the observations not of the shape, dtype
+                or kind that the emission reads.
+        """
+        self._check_params(params)
+        dtype, steps = errors.float_dtype(params), self._steps(xs)
+        if self.emission.input_rank and dtype is not None:
+            errors.check_dtype(self, self._observed(xs), dtype)
+        observed, transition = self._checked(xs, dtype), self._transition(params, xs)
         if mask is not None:
-            errors.check_flags(self, mask, "mask", self._steps(xs))
-            observed = masks.zero_unless(jnp.asarray(mask), observed)
-            if transition.ndim > 2:
-                transition = masks.zero_unless(jnp.asarray(mask), transition)
+            mask = jnp.asarray(mask)
+            errors.check_flags(self, mask, "mask", steps)
+            observed = masks.zero_unless(mask, observed)
+        if transition.ndim > 2:
+            read = ~masks.places(steps, mask, None).last  # nothing leads out of the last step
+            transition = masks.zero_unless(read if mask is None else read & mask, transition)
         emission = self.emission.log_likelihood(params.emission, observed)
         return Chain(normalized(wide(params.prior)), normalized(wide(transition)), emission)
 
     def initial_state(self, params: HMMParams, batch_shape: tuple[int, ...] = ()) -> HMMState:
+        self._check_params(params)
         prior = normalized(wide(params.prior)).astype(params.prior.dtype)
         return HMMState(jnp.broadcast_to(prior, (*batch_shape, *prior.shape)))
 
@@ -186,10 +215,20 @@ class HMM(Cell):
     ) -> Simulated:
         """States `[*batch, time]` and observations drawn from the model; `transition` is for a `VaryingHMM`."""
         errors.check_key(self, key)
+        self._check_params(params)
+        length = operator.index(length)
+        if length < 0:
+            raise ValueError(f"{self} needs a length of 0 or more steps to simulate, got {length}.")
         state_key, emission_key = jax.random.split(key)
         logits = params.transition if transition is None else transition
         if logits is None:
             raise ValueError(f"{self} needs the logits of its transitions to simulate: give transition=.")
+        sides = (self.emission.states,) * 2
+        if jnp.shape(logits) not in (sides, (*batch_shape, *sides), (*batch_shape, length, *sides)):
+            raise ValueError(
+                f"{self} needs logits of transitions [*batch, time, state, state] = {(*batch_shape, length, *sides)} "
+                f"to simulate, or [state, state], got shape {jnp.shape(logits)}."
+            )
         start = normalized(wide(params.prior))
         nothing = jnp.zeros((*batch_shape, length, self.emission.states), start.dtype)
         states = chains.sample_path(state_key, Chain(start, normalized(wide(jnp.asarray(logits))), nothing)).states
@@ -256,13 +295,18 @@ class VaryingHMM(HMM):
     def _observed(self, xs):
         return jnp.asarray(self._pair(xs)[0])
 
-    def _transition(self, params, xs):
-        if params.transition is not None:
+    def _check_params(self, params):
+        if isinstance(params, HMMParams) and params.transition is not None:
             raise ValueError(f"{self} needs params whose transition is None: it is given among the inputs.")
-        transition, states = jnp.asarray(self._pair(xs)[1]), self.emission.states
-        if transition.shape[-2:] != (states, states):
+        super()._check_params(params)
+
+    def _transition(self, params, xs):
+        transition = jnp.asarray(self._pair(xs)[1])
+        expected = (*self._steps(xs), self.emission.states, self.emission.states)
+        if transition.shape != expected:
             raise ValueError(
-                f"{self} needs logits of transitions [*batch, time, {states}, {states}], got shape {transition.shape}."
+                f"{self} needs logits of transitions [*batch, time, state, state] = {expected}, got shape "
+                f"{transition.shape}."
             )
         return transition
 

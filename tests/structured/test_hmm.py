@@ -186,6 +186,76 @@ def test_what_is_impossible_is_so_until_the_next_document():
     assert set(map(tuple, drawn.tolist())) <= {(0, 0, 0), (0, 0, 1)}
 
 
+@pytest.mark.parametrize("name", ["gaussian", "full", "poisson"])
+def test_what_is_infinite_is_impossible(name):
+    """Missing features beside it do not count, but of a vector that is missing as a whole nothing does."""
+    hmm = js.HMM(EMISSIONS[name])
+    params = random_params(hmm)
+    xs = jnp.array([[1.0, jnp.inf], [-jnp.inf, 1.0], [jnp.inf, jnp.nan], [1.0, 2.0]])[:, None]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def total(params, xs):
+        value = chains.log_partition(hmm.chain(params, xs))
+        return value.sum(), value
+
+    (_, found), gradient = total(params, xs)
+    last = scipy.special.logsumexp(
+        scipy.special.log_softmax(params.prior) + log_likelihoods(hmm.emission, params.emission, np.array([1.0, 2.0]))
+    )
+    np.testing.assert_allclose(found, [-np.inf, -np.inf, 0 if name == "full" else -np.inf, last], atol=1e-12)
+    missing = jnp.where(jnp.isfinite(xs).all(axis=-1, keepdims=True), xs, jnp.nan)  # has no gradient
+    expected = total(params, missing)[1]
+    jax.tree.map(np.testing.assert_array_equal, gradient.emission, expected.emission)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_tokens_of_narrow_dtypes():
+    for vocab_size, dtype in ((300, np.uint8), (200, np.int8)):
+        hmm = js.HMM(js.CategoricalEmission(2, vocab_size))
+        params, tokens = random_params(hmm), np.array([0, 5, 100, 127], dtype)
+        expected = scipy.special.log_softmax(params.emission.logits, axis=-1)[:, tokens].T
+        np.testing.assert_allclose(hmm.chain(params, tokens).emission, expected, rtol=1e-12)
+        found = hmm.emission.maximize(params.emission, tokens, jnp.ones((4, 2))).logits
+        np.testing.assert_allclose(np.exp(found)[:, tokens], 0.25, rtol=1e-12)
+
+
+def test_draws_in_bfloat16_are_as_fine_as_others():
+    states = jnp.zeros(20_000, int)
+
+    def draw(emission, params):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
+        return np.asarray(emission.simulate(jax.random.key(0), params, states), float)
+
+    tokens = draw(js.CategoricalEmission(1, 64), js.CategoricalParams(np.zeros((1, 64))))
+    np.testing.assert_allclose(tokens.mean(), 31.5, atol=0.7)
+    numbers = draw(js.GaussianEmission(1, 1), js.GaussianParams(np.zeros((1, 1)), np.zeros((1, 1))))
+    assert np.abs(numbers).max() > 3.3  # noise of 8 bits ends at 2.7
+    vectors = draw(js.FullGaussianEmission(1, 1), js.FullGaussianParams(np.zeros((1, 1)), np.zeros((1, 1, 1))))
+    assert np.abs(vectors).max() > 3.3
+    counts = draw(js.PoissonEmission(1, 1), js.PoissonParams(np.full((1, 1), 6.90625)))
+    np.testing.assert_allclose(counts.mean(), np.exp(6.90625), atol=1)  # which is 1000 in bfloat16
+
+
+def test_the_best_paths_and_drawn_ones_are_those_of_enumeration():
+    hmm = js.HMM(js.CategoricalEmission(STATES, VOCAB))
+    params, xs = random_params(hmm, 3), random_xs(hmm.emission, 3, (TIME,))
+    prior, moves = scipy.special.log_softmax(params.prior), scipy.special.log_softmax(params.transition, axis=-1)
+    seen = np.array([log_likelihoods(hmm.emission, params.emission, x) for x in xs])
+    paths = np.array(list(itertools.product(range(STATES), repeat=TIME)))
+    scores = prior[paths[:, 0]] + moves[paths[:, :-1], paths[:, 1:]].sum(axis=-1)
+    scores += seen[np.arange(TIME), paths].sum(axis=-1)
+    order = np.argsort(-scores)[:5]
+    chain = hmm.chain(params, xs)
+    best = chains.best_paths(chain, 5)
+    np.testing.assert_array_equal(best.states, paths[order])
+    np.testing.assert_allclose(best.score, scores[order], rtol=1e-10)
+    keys = jax.random.split(jax.random.key(0), 5000)
+    drawn = np.asarray(jax.vmap(lambda key: chains.sample_path(key, chain).states)(keys))
+    shares = (drawn[:, None] == paths).all(axis=-1).mean(axis=0)
+    np.testing.assert_allclose(shares, scipy.special.softmax(scores), atol=0.02)
+
+
 def test_logits_of_the_next_token_are_conditional_probabilities():
     emission = js.CategoricalEmission(STATES, VOCAB)
     hmm, cell = js.HMM(emission), js.TokenHMM(emission)
@@ -248,7 +318,7 @@ def test_what_the_padding_holds_has_no_effect(name):
         return chains.log_partition(hmm.chain(params, xs, mask), mask).sum()
 
     expected = gradient(params, xs)
-    for junk in (7e8, 1e300) if emission.input_rank else (-5, 10**9):
+    for junk in (7e8, 1e300, np.nan, np.inf) if emission.input_rank else (-5, 10**9):
         spoilt = np.where(np.expand_dims(mask, tuple(range(2, xs.ndim))), xs, np.asarray(junk, xs.dtype))
         jax.tree.map(np.testing.assert_array_equal, gradient(params, spoilt), expected)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
@@ -303,6 +373,29 @@ def wrong(params, x):
     return x
 
 
+def of_one(params, x):
+    return -((x - params) ** 2).sum(axis=-1)
+
+
+def test_transitions_that_are_not_read_have_no_effect():
+    """Off the mask and out of the last step, NaN too."""
+    hmm = js.VaryingHMM(js.GaussianEmission(STATES, 2))
+    params, xs = hmm.init(jax.random.key(0)), random_xs(hmm.emission, 0, (3, TIME))
+    mask = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]], bool)
+    moves = np.random.default_rng(0).normal(size=(3, TIME, STATES, STATES))
+    spoilt = moves.copy()
+    spoilt[[0, 1, 1, 1, 2], [3, 1, 2, 3, 0]] = np.nan
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def total(params, moves):
+        return chains.log_partition(hmm.chain(params, (xs, moves), mask), mask).sum()
+
+    jax.tree.map(np.testing.assert_array_equal, total(params, spoilt), total(params, moves))
+    unmasked = np.where(np.arange(TIME)[:, None, None] == TIME - 1, np.nan, moves)
+    assert jnp.isfinite(hmm.chain(params, (xs, unmasked)).transition).all()
+
+
 def test_a_likelihood_of_ones_own():
     hmm = js.HMM(js.FunctionEmission(STATES, laplace, locations, input_size=2))
     params = hmm.init(jax.random.key(0))
@@ -355,7 +448,37 @@ def test_errors():
     params = hmm.init(jax.random.key(0))
     bare = params._replace(transition=None)
     tokens = js.HMM(js.CategoricalEmission(2, 3))
+    other = js.HMM(js.GaussianEmission(3, 3)).init(jax.random.key(0))
+    key, varying = jax.random.key(0), js.VaryingHMM(hmm.emission)
+    mine = js.HMM(js.FunctionEmission(3, of_one, locations, input_size=2))
+    batch, flags = jnp.ones((4, 5, 3)), jnp.ones((4, 5), bool)
     cases = [
+        (ValueError, "params of another layer", lambda: hmm.chain(other, batch)),
+        (ValueError, "params of another layer", lambda: hmm.unroll(other, batch)),
+        (ValueError, "params of another layer", lambda: hmm.simulate(key, other, 3)),
+        (ValueError, "params of another layer", lambda: hmm.chain(bare, batch)),
+        (TypeError, r"such as hmm.init\(key\) or hmm.spread\(key, xs\)", lambda: hmm.chain(key, batch)),
+        (TypeError, "needs HMMParams", lambda: hmm.unroll(key, batch)),
+        (ValueError, "jaxseq.pad", lambda: hmm.chain(params, [jnp.ones((2, 3)), jnp.ones((1, 3))])),
+        (ValueError, "jaxseq.pad", lambda: hmm.spread(key, [np.ones((2, 3)), np.ones((1, 3))])),
+        (ValueError, "mask of shape", lambda: hmm.spread(key, batch, flags.T)),
+        (ValueError, "length of 0 or more", lambda: hmm.simulate(key, params, -1)),
+        (TypeError, r"\[\*batch, state\] = \(5, 3\)", lambda: mine.chain(mine.init(key), jnp.ones((5, 2)))),
+        (
+            ValueError,
+            r"= \(4, 5, 2, 2\), got shape \(4, 4, 2, 2\)",
+            lambda: varying.chain(bare, (batch, jnp.zeros((4, 4, 2, 2))), flags),
+        ),
+        (
+            ValueError,
+            r"= \(4, 5, 2, 2\), got shape \(5, 2, 2\)",
+            lambda: varying.chain(bare, (batch, jnp.zeros((5, 2, 2))), flags),
+        ),
+        (
+            ValueError,
+            r"VaryingHMM.* = \(3, 2, 2\) to simulate",
+            lambda: varying.simulate(key, bare, 3, transition=jnp.zeros((2, 2, 2))),
+        ),
         (TypeError, "HMM needs an Emission", lambda: js.HMM(3)),
         (TypeError, "TokenHMM needs a CategoricalEmission", lambda: js.TokenHMM(js.GaussianEmission(2, 3))),
         (ValueError, "states >= 1", lambda: js.PoissonEmission(0, 3)),
@@ -386,12 +509,12 @@ def test_errors():
         (
             ValueError,
             "of its function",
-            lambda: js.HMM(js.FunctionEmission(2, wrong, locations)).chain(params, jnp.ones((5, 3))),
+            lambda: js.HMM(js.FunctionEmission(3, wrong, locations)).chain(mine.init(key), jnp.ones((5, 2))),
         ),
         (
             TypeError,
             "how to draw",
-            lambda: js.HMM(js.FunctionEmission(2, wrong, locations)).simulate(jax.random.key(0), params, 3),
+            lambda: mine.simulate(key, mine.init(key), 3),
         ),
     ]
     for error, message, call in cases:
