@@ -162,7 +162,7 @@ def test_what_the_padding_holds_has_no_effect(name):
     hmm = js.HMM(EMISSIONS[name])
     params, xs = random_params(hmm), random_xs(hmm.emission, 2, MASK.shape)
     fits = []
-    for junk in (0.0, np.nan, 1e300):
+    for junk in (0.0, np.nan, 1e300, np.inf):
         spoilt = np.where(MASK[..., None], xs, junk)
         labelled = js.fit_labelled(hmm, params, spoilt, np.ones(MASK.shape, int), MASK)
         fits.append(
@@ -170,6 +170,125 @@ def test_what_the_padding_holds_has_no_effect(name):
         )
     for other in fits[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, fits[0])
+
+
+@pytest.mark.parametrize("name", ["categorical", "gaussian", "full"])
+def test_batches_stay_sharded(name):
+    """Over rows that are on two devices by their type, fits equal those on one."""
+    hmm = js.HMM(EMISSIONS[name])
+    params, xs = random_params(hmm), jnp.asarray(random_xs(hmm.emission, 4, MASK.shape))
+    states = jnp.asarray(np.random.default_rng(0).integers(0, STATES, MASK.shape))
+
+    @jax.jit
+    def run(xs, states, mask, reset):
+        fitted = js.baum_welch(hmm, params, xs, mask, reset=reset, steps=2, tolerance=None)
+        labelled = js.fit_labelled(hmm, params, xs, states, mask, reset=reset)
+        return fitted, labelled, hmm.spread(jax.random.key(0), xs, mask)
+
+    given = (xs, states, jnp.asarray(MASK), jnp.asarray(RESET))
+    expected = run(*given)
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        found = run(*jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, jax.sharding.PartitionSpec("rows")), given))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+    jax.tree.map(close, jax.tree.map(np.asarray, found), expected)
+
+
+def test_padded_rows_are_fitted_as_packed_ones():
+    """Of random lengths, 0 and 1 among them; the packed row has a reset before each."""
+    hmm = js.HMM(js.GaussianEmission(STATES, 2))
+    params, random = random_params(hmm), np.random.default_rng(0)
+    for _ in range(3):
+        lengths = random.permutation([0, 1, *random.integers(0, 7, 3)])
+        mask = np.arange(6) < lengths[:, None]
+        xs = np.where(mask[..., None], random.normal(size=(5, 6, 2)), np.nan)
+        packed, begins, keep = np.full((1, 30, 2), np.inf), np.zeros((1, 30), bool), np.arange(30)[None] < mask.sum()
+        packed[keep] = xs[mask]
+        begins[0, np.cumsum(lengths)[lengths > 0] - lengths[lengths > 0]] = True
+        found = js.baum_welch(hmm, params, xs, mask, steps=2, tolerance=None)
+        expected = js.baum_welch(hmm, params, packed, keep, reset=begins, steps=2, tolerance=None)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10), found, expected)
+
+
+def test_ten_thousand_steps_in_float32():
+    """Filter and update equal the scaled recursions in float64 (Rabiner, 1989)."""
+    hmm, time = js.HMM(js.CategoricalEmission(STATES, 4)), 10_000
+    params, xs = random_params(hmm), random_xs(hmm.emission, 0, (time,), missing=0)
+    prior, moves = scipy.special.softmax(params.prior), scipy.special.softmax(params.transition, axis=-1)
+    seen = scipy.special.softmax(params.emission.logits, axis=-1)[:, xs].T
+    forward, backward, scale = np.zeros((time, STATES)), np.ones((time, STATES)), np.zeros(time)
+    for t in range(time):
+        here = (forward[t - 1] @ moves if t else prior) * seen[t]
+        scale[t], forward[t] = here.sum(), here / here.sum()
+    for t in reversed(range(time - 1)):
+        backward[t] = moves @ (seen[t + 1] * backward[t + 1]) / scale[t + 1]
+    pairs = np.einsum("ti,ij,tj->ij", forward[:-1], moves, (seen * backward / scale[:, None])[1:])
+    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    filtered = hmm.unroll(narrow, xs)[1]
+    np.testing.assert_allclose(np.exp(filtered.log_probs), forward, atol=1e-5)
+    np.testing.assert_allclose(filtered.log_likelihood, np.log(scale), atol=1e-5)
+    fitted = js.baum_welch(hmm, narrow, xs, steps=1, tolerance=None)
+    assert fitted.trace.dtype == jnp.float32
+    np.testing.assert_allclose(fitted.trace[0], np.log(scale).sum(), rtol=1e-5)
+    np.testing.assert_allclose(np.exp(fitted.params.transition), pairs / pairs.sum(axis=-1, keepdims=True), rtol=1e-3)
+
+
+def test_counts_that_are_integers():
+    hmm = js.HMM(js.PoissonEmission(2, 1))
+    xs = jnp.array([[3, 300], [2, 257]])[..., None]
+    spread = [hmm.spread(jax.random.key(0), given) for given in (xs, xs.astype(float))]
+    jax.tree.map(np.testing.assert_array_equal, *spread)
+    best = [hmm.emission.maximize(spread[1].emission, given, jnp.ones((2, 2, 2))) for given in (xs, xs.astype(float))]
+    jax.tree.map(np.testing.assert_array_equal, *best)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), spread[1])
+    exact = hmm.chain(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow), xs.astype(jnp.float32))
+    np.testing.assert_allclose(hmm.chain(narrow, xs).emission, exact.emission, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", EMISSIONS)
+def test_states_that_are_none_are_found_or_spoil_the_params(name):
+    hmm = js.HMM(EMISSIONS[name])
+    params, xs = random_params(hmm), random_xs(hmm.emission, 0, MASK.shape)
+    for state in (-1, STATES):
+        states = np.zeros(MASK.shape, int)
+        states[1, 2] = state  # off the mask
+        fitted = js.fit_labelled(hmm, params, xs, states, MASK)
+        assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(fitted))
+        states[1, 3] = state
+        with pytest.raises(ValueError, match=rf"state {state} at \(1, 3\); the model has 3 states"):
+            js.fit_labelled(hmm, params, xs, states, MASK)
+    traced = jax.jit(lambda states: js.fit_labelled(hmm, params, xs, states, MASK))(states)
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(traced))
+
+
+def test_what_is_lost_is_named_and_ends_the_fit():
+    hmm, tokens = js.HMM(js.GaussianEmission(2, 1)), js.HMM(js.CategoricalEmission(2, 3))
+    params, token_params = hmm.init(jax.random.key(0)), tokens.init(jax.random.key(0))
+    xs, ids = jnp.zeros((4, 4, 1)).at[2, 1].set(jnp.inf), jnp.zeros((4, 4), int).at[1, 3].set(3)
+    cases = [
+        (r"at \(2, 1\) whose log-likelihood is -inf", lambda: js.baum_welch(hmm, params, xs)),
+        (r"at \(1, 3\) whose log-likelihood is nan", lambda: js.baum_welch(tokens, token_params, ids, MASK)),
+        (r"at \(2, 1\)", lambda: js.baum_welch_restarts(hmm, jax.random.key(0), xs, restarts=2)),
+        (r"vocabulary, at \(1, 3\)", lambda: js.fit_labelled(tokens, token_params, ids, jnp.zeros((4, 4), int))),
+    ]
+    for message, call in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+    traced = jax.jit(lambda xs: js.baum_welch(hmm, params, xs))(xs)
+    assert traced.iterations == 0 and not traced.converged and np.isneginf(traced.trace).all()
+    certain = js.HMM(js.CategoricalEmission(1, 1))
+    fitted = js.baum_welch(certain, certain.init(jax.random.key(0)), jnp.zeros((2, 4), int))
+    assert fitted.converged and fitted.iterations == 1 and fitted.trace[-1] == 0
+
+
+def test_transitions_out_of_the_last_step_are_not_read():
+    hmm = js.VaryingHMM(EMISSIONS["gaussian"])
+    params, xs = hmm.init(jax.random.key(0)), random_xs(hmm.emission, 1, MASK.shape)
+    moves = np.zeros((*MASK.shape, STATES, STATES))
+    spoilt = moves.copy()
+    spoilt[[0, 1, 1, 2, 3], [3, 3, 2, 0, 0]] = np.nan
+    fits = [js.baum_welch(hmm, params, (xs, given), MASK, steps=2, tolerance=None) for given in (moves, spoilt)]
+    jax.tree.map(np.testing.assert_array_equal, *fits)
 
 
 def test_given_transitions_are_not_fitted():
@@ -224,7 +343,18 @@ def test_labelled_vectors():
 def test_errors():
     hmm = js.HMM(js.FunctionEmission(STATES, laplace, locations, input_size=2))
     params, xs = hmm.init(jax.random.key(0)), np.zeros((3, 2))
+    tokens = js.HMM(js.CategoricalEmission(2, 3))
+    token_params, ids = tokens.init(jax.random.key(0)), np.zeros((2, 4), int)
+    other = js.HMM(js.CategoricalEmission(2, 4)).init(jax.random.key(0))
     cases = [
+        (ValueError, "params of another layer", lambda: js.baum_welch(tokens, other, ids)),
+        (ValueError, "params of another layer", lambda: js.fit_labelled(tokens, other, ids, ids)),
+        (TypeError, r"such as hmm.init\(key\)", lambda: js.baum_welch(tokens, jax.random.key(0), ids)),
+        (TypeError, r"such as hmm.init\(key\)", lambda: js.fit_labelled(tokens, jax.random.key(0), ids, ids)),
+        (ValueError, "mask of shape", lambda: js.baum_welch(tokens, token_params, ids, np.ones((4, 2), bool))),
+        (ValueError, "jaxseq.pad", lambda: js.baum_welch(tokens, token_params, [ids[0], ids[1, :3]])),
+        (ValueError, "smoothing >= 0", lambda: js.fit_labelled(tokens, token_params, ids, ids, smoothing=-1)),
+        (ValueError, "smoothing >= 0", lambda: js.baum_welch(tokens, token_params, ids, smoothing=jnp.array(-1.0))),
         (TypeError, "fit it by gradients", lambda: js.baum_welch(hmm, params, xs)),
         (ValueError, "steps >= 0", lambda: js.baum_welch(hmm, params, xs, steps=-1)),
         (ValueError, "smoothing >= 0", lambda: js.baum_welch(hmm, params, xs, smoothing=-1.0)),
