@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxseq.structured.emissions import CategoricalEmission
 from jaxseq.structured.hmm import HMM, HMMParams
 
 _SHAPES = ("number", "capitals", "initial", "hyphen", "lower", "other")
+_CLASS = re.compile(rf"<({'|'.join(_SHAPES)})( .*)?>", re.DOTALL)
 _ENOUGH = 10  # rare words that a class by their suffix is made for
 _SHORTEST = 16  # lengths are padded to this times a power of 2, so that few programs are compiled
 
@@ -55,17 +57,32 @@ class Words:
         self, sentences: Sequence[Sequence[str | None]]
     ) -> tuple[Int[Array, "sentence time"], Bool[Array, "sentence time"]]:
         """Ids, -1 for a missing word (None), and the mask."""
-        return padded([[self.find(word) for word in sentence] for sentence in sentences])
+        return padded([[self.find(word) for word in sentence] for sentence in _checked(sentences)])
 
     def find(self, word: str | None) -> int:
         """The id of a word, or of its class; -1 for None."""
         if word is None:
             return -1
-        return next(self.ids[name] for name in (word, *word_classes(word)) if name in self.ids)
+        names = word_classes(word) if _CLASS.fullmatch(word) else (word, *word_classes(word))
+        return next(self.ids[name] for name in names if name in self.ids)
+
+
+def _checked(sentences: Iterable[Sequence[str | None]]) -> list[Sequence[str | None]]:
+    """A list of sentences. Raises TypeError unless each is a list of words or None."""
+    given: list[Any] = [sentences] if isinstance(sentences, str) else list(sentences)
+    for sentence in given:
+        is_list = isinstance(sentence, Iterable) and not isinstance(sentence, str)
+        if not is_list or not all(isinstance(word, str | None) for word in sentence):
+            raise TypeError(
+                f"A list of sentences is needed, each a list of words or None, got one that is {sentence!r}."
+            )
+    return given
 
 
 def find_words(sentences: Iterable[Sequence[str]], minimum_count: int = 2) -> Words:
     """The words that are there `minimum_count` times or more, and classes for the others.
+
+    A word that reads as the name of a class, `"<lower>"`, counts as rare.
 
     >>> words = find_words([["a", "dog", "a", "cat"]])
     >>> tokens, mask = words.encode([["a", "bird", None]])
@@ -75,14 +92,14 @@ def find_words(sentences: Iterable[Sequence[str]], minimum_count: int = 2) -> Wo
     if minimum_count < 1:
         raise ValueError(f"find_words needs minimum_count >= 1, got {minimum_count}.")
     counts = collections.Counter(word for sentence in sentences for word in sentence)
-    rare = collections.Counter(word_classes(word)[0] for word, count in counts.items() if count < minimum_count)
-    known = [word for word, count in counts.items() if count >= minimum_count]
+    known = {word: None for word, n in counts.items() if n >= minimum_count and not _CLASS.fullmatch(word)}  # in order
+    rare = collections.Counter(word_classes(word)[0] for word in counts if word not in known)
     classes = [name for name, count in rare.items() if count >= _ENOUGH]
     names = [*known, *classes, *(f"<{shape}>" for shape in _SHAPES)]
     return Words({name: index for index, name in enumerate(dict.fromkeys(names))})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # it holds arrays
 class Tagger:
     """A hidden Markov model of words, whose states are the tags."""
 
@@ -92,7 +109,11 @@ class Tagger:
     tags: tuple[str, ...]
 
     def tag(self, sentences: Sequence[Sequence[str | None]]) -> list[list[str]]:
-        """The most probable tags of the words of each sentence; a word that is None is missing, and gets one too."""
+        """The most probable tags of the words of each sentence; a word that is None is missing, and gets one too.
+
+        Where `log_likelihood` is -inf, after a fit without smoothing, they mean nothing.
+        """
+        sentences = _checked(sentences)
         states = np.asarray(_best(self.hmm, self.params, *self.words.encode(sentences)))
         return [[self.tags[state] for state in row[: len(s)]] for row, s in zip(states, sentences, strict=True)]
 
@@ -130,8 +151,24 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     return jnp.asarray(padded), length_mask(jnp.asarray(lengths), time)
 
 
+def _checked_pairs(sentences: Iterable[Sequence[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
+    """A list of sentences. Raises TypeError unless each is a list of pairs of texts."""
+
+    def is_pair(pair):
+        return isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+
+    sentences = [list(sentence) for sentence in sentences]
+    wrong = next((pair for sentence in sentences for pair in sentence if not is_pair(pair)), None)
+    if wrong is not None:
+        raise TypeError(
+            "fit_tagger needs a list of sentences, each a list of pairs (word, tag) of texts, got one that holds "
+            f"{wrong!r}."
+        )
+    return sentences
+
+
 def fit_tagger(
-    sentences: Sequence[Sequence[tuple[str, str]]],
+    sentences: Iterable[Sequence[tuple[str, str]]],
     *,
     minimum_count: int = 2,
     smoothing: float | Float[Array, ""] = 0.01,
@@ -140,13 +177,19 @@ def fit_tagger(
 
     Words seen less often than `minimum_count` are read as their classes, and so are words never seen: what the rare
     ones of a shape and suffix were tagged as is the guess for those (Brants, TnT: A Statistical Part-of-Speech Tagger,
-    ANLP 2000, https://aclanthology.org/A00-1031, has the suffixes).
+    ANLP 2000, https://aclanthology.org/A00-1031, has the suffixes). With `smoothing=0` a word whose class was not seen,
+    as none is with `minimum_count=1`, makes its sentence impossible: its `log_likelihood` is -inf.
+
+    Raises:
+        TypeError: if the sentences are not lists of pairs of texts.
+        ValueError: if there are none, or smoothing is below 0.
 
     >>> tagger = fit_tagger([[("the", "DET"), ("dog", "NOUN")], [("the", "DET"), ("cat", "NOUN")]])
     >>> tagger.tag([["the", "bird"], [None, "fish"]])
     [['DET', 'NOUN'], ['DET', 'NOUN']]
     """
-    if not any(len(sentence) for sentence in sentences):
+    sentences = _checked_pairs(sentences)
+    if not any(sentences):
         raise ValueError("fit_tagger needs sentences of pairs (word, tag), got none.")
     words = find_words([[word for word, _ in sentence] for sentence in sentences], minimum_count)
     tags = tuple(sorted({tag for sentence in sentences for _, tag in sentence}))

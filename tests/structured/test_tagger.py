@@ -1,5 +1,7 @@
 """A tagger counts, guesses unknown words by their classes, and entities are scored as conlleval does."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -62,6 +64,25 @@ def test_classes_of_words():
     assert len(words) == 8
 
 
+def test_words_that_read_as_classes():
+    words = find_words([["<lower>", "<lower>", "<lower ing>", "<b>", "<b>", "a", "a"]])
+    assert list(words.ids)[:2] == ["<b>", "a"] and len(words) == 8
+    assert words.find("<lower>") == words.find("<lower ing>") == words.ids["<other>"] != words.find("bird")
+
+
+def test_sentences_are_read_once():
+    tagger = fit_tagger(list(sentence) for sentence in SENTENCES)
+    assert tagger.words == fit_tagger(SENTENCES).words
+    given = [["the", "dog"], ["Ann"]]
+    assert tagger.tag(iter(given)) == tagger.tag(given) == [["D", "N"], ["P"]]
+    assert tagger == tagger and tagger != fit_tagger(SENTENCES) and len({tagger, tagger}) == 1
+
+
+def test_what_was_never_seen_is_impossible_without_smoothing():
+    tagger = fit_tagger(SENTENCES, minimum_count=1, smoothing=0.0)
+    assert np.isneginf(tagger.log_likelihood([["the", "bird"], ["the", "dog"]])).tolist() == [True, False]
+
+
 def test_an_equal_language_model():
     """The probability of words does not depend on how they are read."""
     tagger = fit_tagger(SENTENCES)
@@ -86,6 +107,45 @@ def test_spans(tags, expected):
     assert spans(to_iob2(tags)) == expected
 
 
+@pytest.mark.parametrize("scheme", ["BIOES", "BILOU"])
+def test_spans_of_schemes_that_mark_ends(scheme):
+    cases = [
+        ("S", [(0, 1)]),
+        ("BE", [(0, 2)]),
+        ("BIE S", [(0, 3), (4, 5)]),
+        ("BEBES", [(0, 2), (2, 4), (4, 5)]),
+        ("BIB", [(0, 2), (2, 3)]),  # from here on in no scheme
+        ("EI", [(0, 1), (1, 2)]),
+        ("SE", [(0, 1), (1, 2)]),
+        ("II E", [(0, 2), (3, 4)]),
+    ]
+    for kind in ("-A", ""):
+        for letters, expected in cases:
+            if scheme == "BILOU":
+                letters = letters.replace("E", "L").replace("S", "U")
+            tags = ["O" if letter == " " else letter + kind for letter in letters]
+            entities = [Span(*place, kind[1:]) for place in expected]
+            assert spans(tags, scheme) == spans(to_iob2(tags, scheme), "IOB2") == entities
+            assert span_score([tags], [tags], scheme=scheme).f1 == 1
+    tags = ["B-A", "I-B", "E-A"] if scheme == "BIOES" else ["B-A", "I-B", "L-A"]
+    assert spans(tags, scheme) == [Span(0, 1, "A"), Span(1, 2, "B"), Span(2, 3, "A")]
+
+
+def test_all_that_a_scheme_allows_can_be_scored():
+    """Every path that is not forbidden has the entities that its tags begin."""
+    for scheme in ("BIO", "IOB2", "BIOES", "BILOU"):
+        tags = sorted({"IOB2": "BIO"}.get(scheme, scheme))
+        rules = js.crf.forbidden(tags, scheme)
+        for path in itertools.product(range(len(tags)), repeat=4):
+            pairs = set(itertools.pairwise(path))
+            if path[0] in rules.start or path[-1] in rules.end or pairs & set(rules.transition):
+                continue
+            named = [tags[state] for state in path]
+            starts = [step for step, tag in enumerate(named) if tag in ("B", "S", "U")]
+            assert [span.start for span in spans(named, scheme)] == starts
+            assert sum(span.end - span.start for span in spans(named, scheme)) == sum(tag != "O" for tag in named)
+
+
 def test_scores_of_spans():
     expected = [["B-A", "I-A", "O", "B-B"], ["O", "B-A"]]
     assert span_score(expected, expected) == SpanScore(1, 1, 1)
@@ -98,11 +158,28 @@ def test_scores_of_spans():
 
 
 def test_errors():
+    tagger = fit_tagger(SENTENCES)
     cases = [
         (ValueError, "got none", lambda: fit_tagger([[]])),
         (ValueError, "minimum_count >= 1", lambda: fit_tagger(SENTENCES, minimum_count=0)),
         (ValueError, "'B-PER'", lambda: spans(["PER"])),
         (ValueError, "'B-PER'", lambda: spans(["E-PER"])),
+        (ValueError, "'B-PER'", lambda: spans(["O-PER"])),
+        (ValueError, "'B-PER'", lambda: spans([""])),
+        (ValueError, "BIO, IOB2", lambda: spans(["O"], "IOB1")),
+        (TypeError, "of ids give the names", lambda: spans([0, 1])),
+        (TypeError, "list of such lists", lambda: span_score(["O", "B-X"], ["O", "B-X"])),
+        (TypeError, "list of such lists", lambda: span_score([0, 1], [0, 1])),
+        (TypeError, "list of sentences is needed.* 'the'", lambda: tagger.tag(["the", "dog"])),
+        (TypeError, "list of sentences is needed.* 'the dog'", lambda: tagger.tag("the dog")),
+        (TypeError, "list of sentences is needed", lambda: tagger.log_likelihood(["the", "dog"])),
+        (TypeError, "list of sentences is needed", lambda: tagger.tag([[("the", "D")]])),
+        (TypeError, "pairs .* 'the'", lambda: fit_tagger([["the", "dog"]])),
+        (TypeError, "pairs .* 'dog'", lambda: fit_tagger([("dog", "D")])),
+        (TypeError, "pairs", lambda: fit_tagger([[(None, "N")]])),
+        (TypeError, "pairs", lambda: fit_tagger([[("dog", None)]])),
+        (TypeError, "list of sentences is needed", lambda: tagger.tag([0])),
+        (ValueError, "smoothing >= 0", lambda: fit_tagger(SENTENCES, smoothing=-1)),
         (ValueError, "3 for 2 steps", lambda: span_score([["O"] * 3], [["O"] * 2])),
     ]
     for error, message, call in cases:
