@@ -99,7 +99,7 @@ def _check_possible(name, hmm, fitted, xs, mask, reset):
     value = fitted.trace[-1]
     if isinstance(value, Tracer) or jnp.isfinite(value):
         return
-    chain = hmm.chain(fitted.params, xs, mask)
+    chain = jax.jit(hmm.chain)(fitted.params, xs, mask)
 
     def is_lost(keep):
         return ~jnp.isfinite(chains.log_partition(chain, keep, reset=reset))
@@ -107,7 +107,7 @@ def _check_possible(name, hmm, fitted, xs, mask, reset):
     index = _first_lost(is_lost, chain, mask)
     if index is None:
         raise ValueError(f"{name} got a log-likelihood of {value}: params or smoothing are not finite.")
-    cause = "no state can have it there" if jnp.isneginf(value) else "a token outside the vocabulary, or such params"
+    cause = "no state can have it there" if jnp.isneginf(value) else "a token outside the vocabulary, or NaN in params"
     raise ValueError(f"{name} got an observation at {index} whose log-likelihood is {value}: {cause}.")
 
 
@@ -117,6 +117,7 @@ def _first_lost(
     """The index [*batch, time] of the step up to which the first row that is lost is so; None if no row is."""
     *batch, time = chain.emission.shape[:-1]
     keep = jnp.ones((*batch, time), bool) if mask is None else jnp.asarray(mask)
+    is_lost = jax.jit(is_lost)
     rows = np.argwhere(is_lost(keep))
     if not len(rows):
         return None
@@ -233,7 +234,7 @@ def fit_labelled(
     _check_smoothing("fit_labelled", smoothing)
     fitted, is_lost = _fit_labelled(hmm, params, xs, states, mask, reset, smoothing)
     if not isinstance(is_lost, Tracer) and is_lost:
-        chain = hmm.chain(params, xs, mask)
+        chain = jax.jit(hmm.chain)(params, xs, mask)
         index = _first_lost(lambda keep: jnp.isnan(chains.path_score(chain, states, keep, reset=reset)), chain, mask)
         count = hmm.emission.states
         if index is None or 0 <= (state := jnp.asarray(states)[index]) < count:

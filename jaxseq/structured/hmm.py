@@ -293,7 +293,7 @@ class VaryingHMM(HMM):
         return None
 
     def _observed(self, xs):
-        return jnp.asarray(self._pair(xs)[0])
+        return super()._observed(self._pair(xs)[0])
 
     def _check_params(self, params):
         if isinstance(params, HMMParams) and params.transition is not None:

@@ -236,7 +236,7 @@ def test_ten_thousand_steps_in_float32():
 def test_counts_that_are_integers():
     hmm = js.HMM(js.PoissonEmission(2, 1))
     xs = jnp.array([[3, 300], [2, 257]])[..., None]
-    spread = [hmm.spread(jax.random.key(0), given) for given in (xs, xs.astype(float))]
+    spread = [jax.jit(hmm.spread)(jax.random.key(0), given) for given in (xs, xs.astype(float))]
     jax.tree.map(np.testing.assert_array_equal, *spread)
     best = [hmm.emission.maximize(spread[1].emission, given, jnp.ones((2, 2, 2))) for given in (xs, xs.astype(float))]
     jax.tree.map(np.testing.assert_array_equal, *best)
@@ -262,23 +262,30 @@ def test_states_that_are_none_are_found_or_spoil_the_params(name):
 
 
 def test_what_is_lost_is_named_and_ends_the_fit():
-    hmm, tokens = js.HMM(js.GaussianEmission(2, 1)), js.HMM(js.CategoricalEmission(2, 3))
-    params, token_params = hmm.init(jax.random.key(0)), tokens.init(jax.random.key(0))
-    xs, ids = jnp.zeros((4, 4, 1)).at[2, 1].set(jnp.inf), jnp.zeros((4, 4), int).at[1, 3].set(3)
+    hmm = js.HMM(js.CategoricalEmission(2, 3))
+    params = hmm.init(jax.random.key(0))
+    params = params._replace(emission=js.CategoricalParams(params.emission.logits.at[:, 2].set(-jnp.inf)))
+    tokens = jnp.zeros(MASK.shape, int)
+    impossible, none = tokens.at[3, 0].set(2), tokens.at[1, 3].set(3)
     cases = [
-        (r"at \(2, 1\) whose log-likelihood is -inf", lambda: js.baum_welch(hmm, params, xs)),
-        (r"at \(1, 3\) whose log-likelihood is nan", lambda: js.baum_welch(tokens, token_params, ids, MASK)),
-        (r"at \(2, 1\)", lambda: js.baum_welch_restarts(hmm, jax.random.key(0), xs, restarts=2)),
-        (r"vocabulary, at \(1, 3\)", lambda: js.fit_labelled(tokens, token_params, ids, jnp.zeros((4, 4), int))),
+        (r"at \(3, 0\) whose log-likelihood is -inf", lambda: js.baum_welch(hmm, params, impossible, MASK)),
+        (r"at \(1, 3\) whose log-likelihood is nan", lambda: js.baum_welch(hmm, params, none, MASK)),
+        (r"vocabulary, at \(1, 3\)", lambda: js.fit_labelled(hmm, params, none, tokens, MASK)),
     ]
     for message, call in cases:
         with pytest.raises(ValueError, match=message):
             call()
-    traced = jax.jit(lambda xs: js.baum_welch(hmm, params, xs))(xs)
+    traced = jax.jit(lambda xs: js.baum_welch(hmm, params, xs, MASK))(impossible)
     assert traced.iterations == 0 and not traced.converged and np.isneginf(traced.trace).all()
-    certain = js.HMM(js.CategoricalEmission(1, 1))
-    fitted = js.baum_welch(certain, certain.init(jax.random.key(0)), jnp.zeros((2, 4), int))
-    assert fitted.converged and fitted.iterations == 1 and fitted.trace[-1] == 0
+    nothing = js.baum_welch(hmm, params, tokens, np.zeros_like(MASK))
+    assert nothing.converged and nothing.iterations == 1 and nothing.trace[-1] == 0
+
+
+@pytest.mark.slow
+def test_restarts_name_what_is_lost():
+    hmm, xs = js.HMM(js.GaussianEmission(2, 1)), jnp.zeros((4, 4, 1)).at[2, 1].set(jnp.inf)
+    with pytest.raises(ValueError, match=r"restarts got an observation at \(2, 1\)"):
+        js.baum_welch_restarts(hmm, jax.random.key(0), xs, restarts=2)
 
 
 def test_transitions_out_of_the_last_step_are_not_read():
