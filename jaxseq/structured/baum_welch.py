@@ -117,13 +117,16 @@ def _first_lost(
     """The index [*batch, time] of the step up to which the first row that is lost is so; None if no row is."""
     *batch, time = chain.emission.shape[:-1]
     keep = jnp.ones((*batch, time), bool) if mask is None else jnp.asarray(mask)
-    is_lost = jax.jit(is_lost)
-    rows = np.argwhere(is_lost(keep))
+    compiled = jax.jit(is_lost)
+    rows = np.argwhere(np.asarray(compiled(keep)))
     if not len(rows):
         return None
     row = tuple(rows[0].tolist())
-    step = bisect.bisect_left(range(time), True, key=lambda last: bool(is_lost(keep & (jnp.arange(time) <= last))[row]))
-    return *row, step
+
+    def is_lost_by(last):
+        return bool(np.asarray(compiled(keep & (jnp.arange(time) <= last)))[row])
+
+    return *row, bisect.bisect_left(range(time), True, key=is_lost_by)
 
 
 def _without_padding(hmm, xs, mask):
@@ -237,7 +240,7 @@ def fit_labelled(
         chain = jax.jit(hmm.chain)(params, xs, mask)
         index = _first_lost(lambda keep: jnp.isnan(chains.path_score(chain, states, keep, reset=reset)), chain, mask)
         count = hmm.emission.states
-        if index is None or 0 <= (state := jnp.asarray(states)[index]) < count:
+        if index is None or 0 <= (state := np.asarray(states)[index]) < count:
             raise ValueError(f"fit_labelled got a token outside the vocabulary, at {index}, or params that are NaN.")
         raise ValueError(f"fit_labelled got state {state} at {index}; the model has {count} states, from 0 on.")
     return fitted

@@ -189,7 +189,10 @@ def test_batches_stay_sharded(name):
     expected = run(*given)
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        found = run(*jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, jax.sharding.PartitionSpec("rows")), given))
+        xs, states, *flags = (jax.sharding.reshard(leaf, jax.sharding.PartitionSpec("rows")) for leaf in given)
+        found = run(xs, states, *flags)
+        with pytest.raises(ValueError, match=rf"state {STATES} at \(0, 0\)"):
+            js.fit_labelled(hmm, params, xs, jnp.full_like(states, STATES), flags[0])
     close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
     jax.tree.map(close, jax.tree.map(np.asarray, found), expected)
 
