@@ -54,7 +54,7 @@ class Words:
         return len(self.ids)
 
     def encode(
-        self, sentences: Sequence[Sequence[str | None]]
+        self, sentences: Iterable[Sequence[str | None]]
     ) -> tuple[Int[Array, "sentence time"], Bool[Array, "sentence time"]]:
         """Ids, -1 for a missing word (None), and the mask."""
         return padded([[self.find(word) for word in sentence] for sentence in _checked(sentences)])
@@ -108,7 +108,7 @@ class Tagger:
     words: Words
     tags: tuple[str, ...]
 
-    def tag(self, sentences: Sequence[Sequence[str | None]]) -> list[list[str]]:
+    def tag(self, sentences: Iterable[Sequence[str | None]]) -> list[list[str]]:
         """The most probable tags of the words of each sentence; a word that is None is missing, and gets one too.
 
         Where `log_likelihood` is -inf, after a fit without smoothing, they mean nothing.
@@ -117,7 +117,7 @@ class Tagger:
         states = np.asarray(_best(self.hmm, self.params, *self.words.encode(sentences)))
         return [[self.tags[state] for state in row[: len(s)]] for row, s in zip(states, sentences, strict=True)]
 
-    def log_likelihood(self, sentences: Sequence[Sequence[str | None]]) -> np.ndarray:
+    def log_likelihood(self, sentences: Iterable[Sequence[str | None]]) -> np.ndarray:
         """`log p(words)` in nats of each sentence; unknown words count as their class."""
         return np.asarray(_log_likelihood(self.hmm, self.params, *self.words.encode(sentences)))
 
