@@ -57,8 +57,43 @@ def test_spectral_radius_is_that_of_numpy(dtype):
 def test_spectral_radius_of_what_dies_out_is_0():
     assert spectral_radius(jnp.triu(jnp.ones((4, 4)), 1)) == 0
     assert spectral_radius(jnp.zeros((4, 4))) == 0
+    for matrix in (jnp.triu(jnp.ones((4, 4)), 1), jnp.zeros((4, 4))):
+        assert not jax.grad(spectral_radius)(matrix).any()
     with pytest.raises(ValueError, match=r"needs square matrices \[\*batch, units, units\], got \(2, 3\)"):
         spectral_radius(jnp.ones((2, 3)))
+    for dtype in (int, complex):
+        with pytest.raises(TypeError, match=rf"needs matrices of floating numbers, got {dtype.__name__}\w+\[2,2\]"):
+            spectral_radius(jnp.ones((2, 2), dtype))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_spectral_radius_of_small_and_large_numbers(size):
+    matrix = np.array([[1, 2, 0], [-1, 0.5, 0.3], [0.2, 0, 0.1]])
+    expected = np.abs(np.linalg.eigvals(matrix)).max() * size
+    np.testing.assert_allclose(spectral_radius(jnp.asarray(matrix * size, jnp.float32)), expected, rtol=1e-6)
+
+
+def test_derivatives_of_the_spectral_radius_are_differences():
+    """Of a complex pair, of a real eigenvalue above 0 and below, and of random matrices; under vmap, of both orders."""
+    random = np.random.default_rng(3)
+    matrices = random.normal(size=(5, 3, 3))
+    matrices[0] = [[1, 2, 0], [-1, 0.5, 0.3], [0.2, 0, 0.1]]
+    matrices[1], matrices[2] = np.diag([2.0, 1, 0]) + 0.1 * matrices[1], np.diag([-2.0, 1, 0]) + 0.1 * matrices[2]
+    directions = random.normal(size=matrices.shape)
+
+    def along(step, matrix, direction):
+        return spectral_radius(matrix + step * direction)
+
+    def radii(step):
+        return np.abs(np.linalg.eigvals(matrices + step * directions)).max(-1)
+
+    each = (jnp.zeros(len(matrices)), matrices, directions)
+    slopes = jax.jit(jax.vmap(jax.grad(along)))(*each)
+    np.testing.assert_allclose(slopes, (radii(1e-6) - radii(-1e-6)) / 2e-6, rtol=1e-6)
+    bends = jax.jit(jax.vmap(jax.grad(jax.grad(along))))(*each)
+    np.testing.assert_allclose(bends, (radii(1e-3) - 2 * radii(0) + radii(-1e-3)) / 1e-6, rtol=1e-3)
+    small = jax.grad(spectral_radius)(jnp.asarray(1e-30 * matrices[0], jnp.float32))
+    np.testing.assert_allclose(small, jax.grad(spectral_radius)(matrices[0]), rtol=1e-4)
 
 
 def test_settings_are_tried_under_vmap():
