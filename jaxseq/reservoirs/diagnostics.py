@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseq.cells.pointwise import Dense, DenseParams
@@ -12,6 +13,7 @@ from jaxseq.combinators.stack import Stack
 from jaxseq.combinators.unrolling import States
 from jaxseq.core import errors
 from jaxseq.core.cell import Cell, Params
+from jaxseq.core.sharding import placed
 from jaxseq.gradients.flow import stable_norm
 from jaxseq.gradients.jacobians import flatten, is_floating
 from jaxseq.reservoirs.cell import Reservoir, ReservoirParams
@@ -133,8 +135,8 @@ def state_distances(
 class EchoStateConditions(NamedTuple):
     """What the weights alone say about echo states.
 
-    `sufficient` below 1: states converge under every input. `necessary` of 1 or more, without a bias: under inputs of 0
-    they do not. Between the two `state_distances` tells, for the inputs that it is given.
+    `sufficient` below 1: states converge under every input. `necessary` above 1, without a bias: under inputs of 0 they
+    do not. Between the two `state_distances` tells, for the inputs that it is given.
     """
 
     sufficient: Float[Array, ""]
@@ -157,7 +159,7 @@ def echo_state_conditions(reservoir: Reservoir, params: ReservoirParams) -> Echo
     True
     """
     errors.check_params(reservoir, params)
-    kernel = params.radius * params.recurrent_kernel[:, 0]
+    kernel = params.radius * placed(params.recurrent_kernel, PartitionSpec(None, None, None))[:, 0]
     step = (1 - params.leak) * jnp.eye(reservoir.hidden_size, dtype=kernel.dtype) + params.leak * kernel
     stretch = 1 - params.leak + params.leak * jnp.linalg.norm(kernel, ord=2)
     return EchoStateConditions(stretch, spectral_radius(step))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import operator
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jaxseq.combinators.stack import Stack
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Params, State
 from jaxseq.core.precision import widen
-from jaxseq.core.sharding import placed
+from jaxseq.core.sharding import leading_spec, placed
 from jaxseq.core.unroll import Run, scan_chunks
 from jaxseq.core.wrapper import Reader
 
@@ -55,7 +55,9 @@ def fit_readout(
     get no weight, as in `np.linalg.lstsq`.
 
     Derivatives of every order exist with respect to params, inputs, targets, weights and `ridge`, for tuning; with
-    small ridges take them in float64. Under `vmap` over `ridge` alone the pass is made once.
+    small ridges take them in float64. Where directions get no weight, those of the first order are right as long as
+    the directions stay as many, the higher ones are not. With respect to a weight of exactly 0 they are 0. Under
+    `vmap` over `ridge` alone the pass is made once.
 
     Args:
         model: a `Stack` of cells that ends in `Dense`, or in `Dense` and `Map`.
@@ -73,8 +75,9 @@ def fit_readout(
 
     Raises:
         TypeError: if the model is no such stack, or dtypes differ.
-        ValueError: if shapes do not belong together, `ridge`, `washout` or a weight is negative, or a fitted target is
-            outside the range of the `Map` (if it is traced, it counts as the nearest number inside).
+        ValueError: if shapes do not belong together, `ridge`, `washout` or a weight is negative or not finite, no step
+            is left to fit, or a fitted target is outside the range of the `Map`. Where they are traced, a negative
+            ridge gives NaN, no steps give zeros, and a target counts as the nearest number inside.
 
     >>> import jaxseq as js
     >>> model = js.Stack((js.Map("identity"), js.Dense(1, 1)))  # a line through points
@@ -84,9 +87,8 @@ def fit_readout(
     True
     """
     cells, dense, function = _split(model)
-    washout = operator.index(washout)
-    if washout < 0:
-        raise ValueError(f"fit_readout needs washout >= 0, got {washout}.")
+    if isinstance(washout, bool) or not isinstance(washout, Integral) or washout < 0:
+        raise ValueError(f"fit_readout needs a number of steps >= 0 as washout, got {washout!r}.")
     ridge, targets = jnp.asarray(ridge), jnp.asarray(targets)
     if ridge.ndim:
         raise ValueError(f"fit_readout needs one number as ridge, got {errors.shape_of(ridge)}: vmap tries several.")
@@ -98,14 +100,19 @@ def fit_readout(
     errors.check_features(model, targets, dense.output_size, "targets")
     dtype = params[count].kernel.dtype
     errors.check_dtype(model, targets, dtype, "targets")
+    for flags, name in ((mask, "mask"), (reset, "reset")):
+        if flags is not None:
+            errors.check_flags(model, flags, name, targets.shape[:-1])
     weights = jnp.ones(targets.shape[:-1], dtype) if weights is None else jnp.asarray(weights)
     if weights.shape != targets.shape[:-1]:
         raise ValueError(f"fit_readout needs weights {targets.shape[:-1]}, as the targets, got {weights.shape}.")
-    targets = _undo(function, targets.astype(dtype), weights, mask)
+    fitted = _fitted(int(washout), weights, mask, reset)
+    _check_values(function, targets, weights, fitted, f"washout {washout}" + (", the mask" if mask is not None else ""))
+    targets = masks.zero_unless(fitted, targets.astype(dtype))
     fitted = _fit(
-        _Rows(cells, dense, washout),
+        _Rows(cells, dense),
         params[:count],
-        (xs, targets, weights.astype(dtype)),
+        (xs, _undone(function, targets), masks.zero_unless(fitted, weights.astype(dtype))),
         None if state is None else state[:count],
         ridge.astype(widen(targets).dtype),
         mask,
@@ -128,7 +135,6 @@ class _Rows(Reader, function="fit_readout"):
     input_names = ("inputs", "targets", "weights")  # pyright: ignore[reportAssignmentType]
 
     dense: Dense
-    washout: int
 
     @property
     def input_rank(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -136,9 +142,8 @@ class _Rows(Reader, function="fit_readout"):
 
     def _unroll(self, params: Any, xs: Any, state: State, run: Run) -> tuple[Any, Any]:
         xs, targets, weights = xs
-        counted = (weights > 0) & _after_washout(self.washout, run)
-        roots = jnp.where(counted, jnp.sqrt(jnp.where(counted, weights, 1)), 0)  # no gradient of a root at 0
-        steps = (xs, masks.zero_unless(counted, targets), roots, run.keep, run.reset, run.keys)
+        roots = jnp.where(weights > 0, jnp.sqrt(jnp.where(weights > 0, weights, 1)), 0)  # no gradient of a root at 0
+        steps = (xs, targets, roots, run.keep, run.reset, run.keys)
 
         @functools.partial(jax.checkpoint, static_argnums=3)
         def read(params, state, steps, length):
@@ -147,8 +152,8 @@ class _Rows(Reader, function="fit_readout"):
             state, features = self.cell._unroll(params, xs, state, part)
             errors.check_features(self.dense, features, self.dense.input_size)
             columns = (jnp.ones_like(targets[..., :1]), masks.zero_unless(roots > 0, features), targets)
-            rows = roots[..., None] * jnp.concatenate(columns, axis=-1)
-            rows = placed(rows, PartitionSpec(*[None] * rows.ndim))  # all rows are decomposed together
+            whole = PartitionSpec(*[None] * targets.ndim)  # all rows and columns are decomposed together
+            rows = placed(roots[..., None], whole) * jnp.concatenate(placed(columns, whole), axis=-1)
             rows = widen(rows.reshape(-1, rows.shape[-1]))
             return state, jax.lax.stop_gradient(rows), rows.T @ rows
 
@@ -164,12 +169,15 @@ class _Rows(Reader, function="fit_readout"):
         return scan_chunks(chunk, (state, _Sums(zeros, zeros)), steps, run.length, every, run.reverse)
 
 
-def _after_washout(washout: int, run: Run) -> Bool[Array, "time *batch"]:
-    """Where so many steps have been read since the start or the last reset, and this one is read as well."""
-    keep = jnp.ones((run.length, *run.batch_shape), bool) if run.keep is None else run.keep
-    read = jnp.cumsum(keep, axis=0, dtype=jnp.int32)
-    before = 0 if run.reset is None else jax.lax.cummax(jnp.where(run.reset, read - keep, 0), axis=0)
-    return keep & (read - before > washout)
+@jax.jit(static_argnums=0)
+def _fitted(washout: int, weights: Array, mask: Array | None, reset: Array | None) -> Bool[Array, "*batch time"]:
+    """Where more than so many steps have been read since the start or the last reset, this one too, and it counts."""
+    over_batch = leading_spec((weights, mask, reset), weights.ndim)
+    weights, mask, reset = placed((weights, mask, reset), over_batch)
+    keep, axis = jnp.ones_like(weights, bool) if mask is None else mask, weights.ndim - 1
+    read = jnp.cumsum(keep, axis=axis, dtype=jnp.int32)
+    before = 0 if reset is None else jax.lax.cummax(jnp.where(reset, read - keep, 0), axis=axis)
+    return keep & (read - before > washout) & (weights > 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -177,7 +185,7 @@ def _fit(rows: _Rows, params: Any, xs: Any, state: State, ridge: Array, mask: An
     """The params of the readout from one pass over the sequences."""
     (_, sums), _ = rows.unroll(params, xs, state, mask=mask, reset=reset, key=key)
     ends = 1 + rows.dense.input_size
-    triangle, penalty = jax.lax.stop_gradient((sums.triangle, ridge))
+    triangle, penalty = jax.lax.stop_gradient((sums.triangle, jnp.where(ridge >= 0, ridge, jnp.nan)))
     total = triangle[0, 0] ** 2  # of the weights
     means = jnp.where(total > 0, triangle[0, 1:] / jnp.where(total > 0, triangle[0, 0], 1), 0)
     inputs, outputs = means[: ends - 1], means[ends - 1 :]
@@ -185,7 +193,8 @@ def _fit(rows: _Rows, params: Any, xs: Any, state: State, ridge: Array, mask: An
     left, values, right = jnp.linalg.svd(triangle[1:ends, 1:ends])
     cutoff = 8 * jnp.finfo(values.dtype).eps * values[0]  # what rounding adds to them
     squares = values**2 + penalty
-    inverses = jnp.where(squares > cutoff**2, 1 / jnp.where(squares > 0, squares, 1), 0)
+    is_used = ~(squares <= cutoff**2)  # a ridge of NaN too
+    inverses = jnp.where(is_used, 1 / jnp.where(is_used, squares, 1), 0)
     kernel = right.T @ ((inverses * values)[:, None] * (left.T @ triangle[1:ends, ends:]))
     solution = jnp.concatenate([(outputs - inputs @ kernel)[None], kernel])
 
@@ -201,7 +210,14 @@ def _fit(rows: _Rows, params: Any, xs: Any, state: State, ridge: Array, mask: An
     # a step of Newton's method from the solution: it is 0, and its derivatives are those of the solution
     rest = _slope(sums.products[:ends, ends:] - equations(solution))
     solution = solution + jax.lax.custom_linear_solve(equations, rest, solve, symmetric=True)
-    return DenseParams(solution[1:], solution[0])
+
+    # of kernels that fit alike the shortest is in the range of the centred products, which turns with them
+    source = solve(None, jnp.concatenate([jnp.zeros_like(kernel[:1]), kernel]))[1:]
+    totals = sums.products[0, 1:ends]
+    share = (totals @ source) / jnp.where(total > 0, sums.products[0, 0], 1)
+    centred = sums.products[1:ends, 1:ends] @ source - jnp.outer(totals, share)
+    turned = _slope(right.T @ (jnp.where(is_used, 0, 1)[:, None] * (right @ centred)))
+    return DenseParams(solution[1:] + turned, solution[0] - inputs @ turned)
 
 
 @jax.custom_jvp
@@ -231,16 +247,28 @@ def _split(model: Any) -> tuple[Stack, Dense, str]:
     return dataclasses.replace(model, layers=layers[:-1]), layers[-1], function
 
 
-def _undo(function: str, targets: Array, weights: Array, mask: Any) -> Array:
-    """The targets of the `Dense` whose outputs `function` maps to the targets."""
+def _check_values(function: str, targets: Array, weights: Array, fitted: Array, left_out: str) -> None:
+    """Raises ValueError for weights that are none, targets out of range, and if nothing is fitted; not of tracers."""
+    if not isinstance(weights, Tracer) and not bool(jnp.all((weights >= 0) & (weights < jnp.inf))):
+        given = "negative" if bool(jnp.any(weights < 0)) else "not finite"
+        raise ValueError(f"fit_readout needs finite weights >= 0, got one that is {given}.")
+    if isinstance(fitted, Tracer):
+        return
+    if not bool(fitted.any()):
+        raise ValueError(
+            f"fit_readout has nothing to fit: {left_out} and the weights leave none of {targets.shape[-2]} steps; "
+            f"axes are [*batch, time, features], the targets' {targets.shape}."
+        )
+    _, low, high = _INVERSES[function]
+    if not isinstance(targets, Tracer) and bool(jnp.any(fitted[..., None] & ~((targets > low) & (targets < high)))):
+        bounded = "" if function == "identity" else f" between {low} and {high}, the range of {function}"
+        raise ValueError(f"fit_readout needs finite targets{bounded}.")
+
+
+def _undone(function: str, targets: Array) -> Array:
+    """What the `Dense` gives where `function` of it is the targets."""
     inverse, low, high = _INVERSES[function]
-    given = (targets, weights, mask)
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
-        if bool(jnp.any(weights < 0)):
-            raise ValueError("fit_readout needs weights >= 0, got a negative one.")
-        fitted = (weights > 0) if mask is None else (weights > 0) & jnp.asarray(mask)
-        if bool(jnp.any(fitted[..., None] & ~((targets > low) & (targets < high)))):
-            raise ValueError(f"fit_readout needs finite targets between {low} and {high}, the range of {function}.")
     if function == "identity":
         return targets
-    return inverse(jnp.clip(targets, jnp.nextafter(low, high).astype(targets.dtype), jnp.nextafter(high, low)))
+    limits = jnp.finfo(targets.dtype)
+    return inverse(jnp.clip(targets, low * (1 - limits.epsneg) or limits.tiny, high * (1 - limits.epsneg)))

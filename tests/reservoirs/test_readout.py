@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxseq as js
-from jaxseq.reservoirs import fit_readout
+from jaxseq.reservoirs import echo_state_conditions, fit_readout
 
 ROWS, TIME, UNITS = 3, 60, 10
 MODEL = js.Stack((js.Skip(js.Reservoir(2, UNITS, leak=0.7, bias_scale=0.3)), js.Dense(2 + UNITS, 2)))
@@ -157,7 +157,7 @@ def test_states_are_not_stored(derivative):
         for steps in (time, 2 * time)
     ]
     temporary = [size.temp_size_in_bytes for size in sizes]
-    assert temporary[1] - temporary[0] < (time * UNITS * 8) * (0.9 if derivative else 0.7)
+    assert temporary[1] - temporary[0] < time * UNITS * 8 * (0.9 if derivative else 0.7)
 
 
 def naive(params, xs, targets, ridge, weights):
@@ -248,8 +248,19 @@ def test_a_map_at_the_end_is_undone(name, bounds):
     weights = np.ones((ROWS, TIME))
     weights[0, 3] = 0
     assert np.isfinite(fit_readout(model, (*params, ()), xs, inside, weights=weights)[1].kernel).all()
-    traced = jax.jit(lambda targets: fit_readout(model, (*params, ()), xs, targets, ridge=0.1)[1].kernel)(inside)
-    assert np.isfinite(traced).all()
+    inside[1, 2:] = np.nan
+    mask = np.isfinite(inside).all(-1)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def traced(targets, params, xs):
+        kernel = fit_readout(model, (*params, ()), xs, targets, ridge=jnp.asarray(0.1, targets.dtype), mask=mask)[1][0]
+        return kernel.sum(), kernel
+
+    for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
+        given = jax.tree.map(lambda leaf, dtype=dtype: jnp.asarray(leaf, dtype), (inside, params, xs))
+        for leaf in jax.tree.leaves(traced(*given)):
+            assert jnp.isfinite(leaf).all()
 
 
 def test_a_loop_is_fitted_open_and_runs_closed():
@@ -263,6 +274,35 @@ def test_a_loop_is_fitted_open_and_runs_closed():
     state, _ = model.unroll(params, given)
     _, forecast = js.Feedback(model).unroll(params, xs[end - 1 : -1], js.FeedbackState(state, series[end - 1]))
     assert np.abs(forecast - series[end:]).max() < 0.02 < 0.1 * np.ptp(series[end:])
+
+
+LINES = js.Stack((js.Map("identity"), js.Dense(4, 1)))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_derivatives_of_the_shortest_solution(twice):
+    """Of fewer rows than features, and of a feature that comes again in proportion; by differences of NumPy's."""
+    random = np.random.default_rng(1)
+    xs, targets = random.normal(size=(3 + 4 * twice, 4)), random.normal(size=(3 + 4 * twice, 1))
+    turn, step = random.normal(size=xs.shape), random.normal(size=targets.shape)
+
+    def problem(t):
+        moved = xs + t * turn
+        last = (1 + t) * moved[:, 1:2] if twice else moved[:, 3:]
+        return jnp.concatenate([moved[:, :3], last], axis=1), targets + t * step
+
+    def by_numpy(t):
+        given, wanted = map(np.asarray, problem(t))
+        kernel = np.linalg.lstsq(given - given.mean(0), wanted - wanted.mean(0), rcond=1e-12)[0]
+        return np.append(kernel, wanted.mean(0) - given.mean(0) @ kernel)
+
+    def ours(t):
+        kernel, bias = fit_readout(LINES, LINES.init(jax.random.key(0)), *problem(t))[-1]
+        return jnp.append(kernel, bias)
+
+    np.testing.assert_allclose(ours(0.0), by_numpy(0.0), rtol=1e-10)
+    expected = (by_numpy(1e-6) - by_numpy(-1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.jit(jax.jacrev(ours))(0.0), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
@@ -328,8 +368,20 @@ def test_errors():
         TypeError, match=r"knows the inverse of identity, sigmoid, tanh, but got Map\(function='relu'\)"
     ):
         fit_readout(js.Stack((*MODEL.layers, js.Map("relu"))), (*params, ()), xs, targets)
-    with pytest.raises(ValueError, match="washout >= 0, got -1"):
-        fit_readout(MODEL, params, xs, targets, washout=-1)
+    for washout in (-1, 10.0, True):
+        with pytest.raises(ValueError, match=f"a number of steps >= 0 as washout, got {washout}"):
+            fit_readout(MODEL, params, xs, targets, washout=washout)
+    keep = np.ones((ROWS, TIME), bool)
+    with pytest.raises(
+        ValueError, match=r"nothing to fit: washout 60 and the weights leave none of 60 .*targets' \(3, 60, 2\)"
+    ):
+        fit_readout(MODEL, params, xs, targets, washout=TIME)
+    with pytest.raises(ValueError, match="nothing to fit: washout 0, the mask and the weights leave none of 60 steps"):
+        fit_readout(MODEL, params, xs, targets, mask=~keep)
+    with pytest.raises(ValueError, match="washout 2 and the weights leave none of 60 steps"):
+        fit_readout(MODEL, params, xs, targets, washout=np.int64(2), reset=keep)
+    with pytest.raises(ValueError, match=r"a mask of shape \(3, 59\); these inputs need \[\*batch, time\] = \(3, 60\)"):
+        fit_readout(MODEL, params, xs, targets, mask=keep[:, 1:])
     with pytest.raises(ValueError, match="finite ridge >= 0, got -0.1"):
         fit_readout(MODEL, params, xs, targets, ridge=-0.1)
     with pytest.raises(ValueError, match=r"one number as ridge, got float64\[2\]: vmap tries several"):
@@ -340,9 +392,10 @@ def test_errors():
         fit_readout(MODEL, params, xs, targets[:, 1:])
     with pytest.raises(ValueError, match=r"needs weights \(3, 60\), as the targets, got \(60,\)"):
         fit_readout(MODEL, params, xs, targets, weights=jnp.ones(TIME))
-    with pytest.raises(ValueError, match="weights >= 0, got a negative one"):
-        fit_readout(MODEL, params, xs, targets, weights=-jnp.ones((ROWS, TIME)))
-    with pytest.raises(ValueError, match="finite targets between -inf and inf"):
+    for weight, kind in ((-1.0, "negative"), (np.nan, "not finite"), (np.inf, "not finite")):
+        with pytest.raises(ValueError, match=f"finite weights >= 0, got one that is {kind}"):
+            fit_readout(MODEL, params, xs, targets, weights=np.where(keep.cumsum(1) > 3, weight, 1.0))
+    with pytest.raises(ValueError, match="needs finite targets[.]"):
         fit_readout(MODEL, params, xs, np.where(targets > 3, np.nan, targets))
     with pytest.raises(TypeError, match="params of float64 but got targets of float32"):
         fit_readout(MODEL, params, xs, targets.astype(np.float32))
@@ -350,13 +403,33 @@ def test_errors():
         fit_readout(MODEL, params[:1], xs, targets)
 
 
+def test_a_negative_ridge_that_is_traced_gives_nan():
+    params, xs, targets = problem(time=5)
+    fitted = jax.jit(lambda ridge: fit_readout(MODEL, params, xs, targets, ridge=ridge)[-1])(-0.1)
+    assert all(np.isnan(leaf).all() for leaf in fitted)
+
+
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 def test_a_sharded_batch_is_fitted_as_another(kind):
-    model = js.Stack((js.Reservoir(2, 5), js.Dense(5, 1)))
+    model = js.Stack((js.Reservoir(2, 6), js.Dense(6, 1)))
     params, xs = model.init(jax.random.key(0)), np.random.default_rng(0).normal(size=(4, 30, 2))
     expected = fit_readout(model, params, xs, xs[..., :1], ridge=0.1)[-1]
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
     with jax.set_mesh(mesh):
         over_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         given = jax.device_put((xs, xs[..., :1]), over_rows)
-        assert_close(fit_readout(model, params, *given, ridge=0.1)[-1], expected)
+        mask, weights = jax.device_put(np.ones((4, 30), bool), over_rows), np.ones((4, 30))
+        assert_close(fit_readout(model, params, *given, ridge=0.1, mask=mask, weights=weights)[-1], expected)
+        over_units = jax.tree.map(
+            lambda spec, leaf: jax.device_put(leaf, jax.NamedSharding(mesh, hidden_over_data(spec))),
+            model.layers[0].axes(),
+            params[0],
+            is_leaf=lambda leaf: isinstance(leaf, jax.P),
+        )
+        assert_close(fit_readout(model, (over_units, params[1]), xs, xs[..., :1], ridge=0.1)[-1], expected)
+        found = echo_state_conditions(model.layers[0], over_units)
+        assert_close(found, echo_state_conditions(model.layers[0], params[0]))
+
+
+def hidden_over_data(names):
+    return jax.P(*("data" if name == "hidden" else None for name in names))
