@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 from jaxseq.core.layer import Layer, Params
 
 State = Any
@@ -69,18 +70,44 @@ def combine(
             f"{composition} composes {arity} children, but there are nodes with {mask.shape[-1]}: binarise the trees, "
             "or take a composition of more."
         )
-    if arity is not None and mask.shape[-1] < arity:
-        axis, absent = mask.ndim - 1, arity - mask.shape[-1]
-
-        def widen(leaf):
-            return jnp.pad(leaf, [(0, absent if index == axis else 0) for index in range(leaf.ndim)])
-
-        children, mask = jax.tree.map(widen, children), widen(mask)
+    axis = mask.ndim - 1
+    if arity is not None:
+        children, mask = jax.tree.map(lambda leaf: pad(leaf, axis, arity - mask.shape[-1]), (children, mask))
     state = composition.compose(params, children, mask, x)
-    expected = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf.sum(mask.ndim - 1, dtype=leaf.dtype), children))
+    expected = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf.sum(axis, dtype=leaf.dtype), children))
     if errors.shape_of(state) != errors.shape_of(expected):
         raise TypeError(
             f"{composition}.compose needs to give a state as those of the children, {errors.shape_of(expected)}; it "
             f"gave {errors.shape_of(state)}."
         )
-    return state
+    return jax.tree.map(lambda leaf, child: sharding.placed(leaf, _without(axis, child)), state, children)
+
+
+def _without(axis: int, leaf: Array) -> PartitionSpec:
+    """How an array is sharded, but for one axis."""
+    spec = jax.typeof(leaf).sharding.spec
+    return PartitionSpec(*spec[:axis], *spec[axis + 1 :])
+
+
+def pad(leaf: Any, axis: int, count: int) -> Array:
+    """An array with so many zeros more at the end of an axis."""
+    return jnp.pad(leaf, [(0, count if index == axis else 0) for index in range(leaf.ndim)])
+
+
+def whole(tree: Any, spec: PartitionSpec | None = None) -> Any:
+    """Arrays whose axes are whole on every device, but for the first, sharded as `spec` says."""
+    spec = PartitionSpec() if spec is None else spec
+
+    def leaf(array):
+        return sharding.placed(array, PartitionSpec(*spec, *[None] * (array.ndim - len(spec))))
+
+    return jax.tree.map(leaf, tree)
+
+
+def check_composition(name: str, composition: Any) -> None:
+    """Raises TypeError unless this is a composition."""
+    if not isinstance(composition, Composition):
+        raise TypeError(
+            f"{name} takes a Composition, such as NaryTreeLSTM, which computes a node from its children; got "
+            f"{composition}."
+        )

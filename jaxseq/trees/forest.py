@@ -2,18 +2,22 @@
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 from jaxseq.core.layer import Params
 from jaxseq.core.scan import scan
-from jaxseq.trees.composition import Composition, State, combine
+from jaxseq.trees.composition import Composition, State, check_composition, combine, pad, whole
 from jaxseq.trees.penn import Tree
 
 
@@ -22,7 +26,8 @@ class Forest(NamedTuple):
 
     `children` are the rows of each node's children, -1 where it has none: the nodes of one step have theirs in steps
     before it. `roots` are the rows of the roots, a tree each. `tree` and `node` say which node of which tree a row is,
-    -1 at padding. `tokens` and `labels` are those of the rows, -1 where there is none.
+    -1 at padding. `tokens` and `labels` are those of the rows, -1 where there is none: as an index that would be the
+    last one, so choose what it reads, `jnp.where(tokens[:, None] >= 0, vectors[tokens], 0)`.
     """
 
     children: Int[Array, "steps width child"]
@@ -34,7 +39,7 @@ class Forest(NamedTuple):
 
     @property
     def leaves(self) -> int:
-        """How many rows are for leaves, padding included."""
+        """How many rows are for leaves, padding included; also of forests stacked for `vmap`."""
         steps, width, _ = self.children.shape[-3:]
         return self.tree.shape[-1] - steps * width
 
@@ -50,7 +55,7 @@ class Forest(NamedTuple):
 
 
 def batch(
-    trees: Sequence[Tree],
+    trees: Iterable[Tree],
     *,
     token: Callable[[str], int | None] | None = None,
     label: Callable[[str], int | None] | None = None,
@@ -69,12 +74,14 @@ def batch(
 
     Args:
         trees: the trees.
-        token: from a word to its number, from 0 on, or to None; without it no row has a token.
+        token: from a word to its number, from 0 on, or to None, as the `get` of a dictionary; without it no row has a
+            token.
         label: from a label to its class, from 0 on, or to None; without it no row has a label. It is not asked for "",
             the label of a node that has none.
 
     Raises:
-        TypeError, ValueError: if a tree is none, or a number is not positive.
+        TypeError, ValueError: if a tree is none, a size is not positive, or what `token` or `label` gives is no integer
+            of 0 or more.
 
     >>> from jaxseq.trees import parse
     >>> forest = batch(parse("(3 (2 It) (4 (2 's) (4 fun)))"), label=int, width=1, leaves=4, steps=1)
@@ -82,8 +89,11 @@ def batch(
     ([[[1, 2]], [[0, 4]]], [2, 2, 4, -1, 4, 3])
     """
     for name, number in (("arity", arity), ("width", width), ("leaves", leaves), ("steps", steps)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"batch needs {name} >= 1, got {number!r}.")
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"batch needs an integer {name} >= 1, got {number!r}.")
+    if isinstance(trees, Tree):
+        raise TypeError("batch needs several trees, got one: batch([tree]) takes it alone.")
+    trees = list(trees)
     for tree in trees:
         if not isinstance(tree, Tree):
             raise TypeError(f"batch needs trees, as trees.parse and trees.read give them, got {type(tree).__name__}.")
@@ -112,7 +122,7 @@ def batch(
             return (-1, -1, -1, -1)
         number, node = nodes[index]
         tree = trees[number]
-        return number, node, _number(token, tree.words[node]), _number(label, tree.labels[node])
+        return number, node, _number("token", token, tree.words[node]), _number("label", label, tree.labels[node])
 
     inner = np.reshape([children_of(index) for index in rows[len(at_leaves) :]], (len(planned), width, arity))
     roots = [row_of[end - 1] for end in ends]
@@ -120,10 +130,18 @@ def batch(
     return Forest(*(jnp.asarray(np.asarray(array, np.int32)) for array in arrays))
 
 
-def _number(function: Callable[[str], int | None] | None, text: str | None) -> int:
+def _number(name: str, function: Callable[[str], int | None] | None, text: str | None) -> int:
     """What a function makes of a text; -1 where there is none."""
     number = function(text) if function is not None and text else None
-    return -1 if number is None else number
+    if number is None:
+        return -1
+    try:
+        found = operator.index(number)
+    except TypeError:
+        raise TypeError(f"batch needs integers or None from {name}, got {number!r} for {text!r}.") from None
+    if not 0 <= found <= np.iinfo(np.int32).max:
+        raise ValueError(f"batch needs integers of 32 bits, 0 or more, from {name}, got {found} for {text!r}.")
+    return found
 
 
 def _plan(children: Sequence[Sequence[int]], width: int) -> list[list[int]]:
@@ -154,6 +172,8 @@ def padding(forest: Forest) -> float:
     >>> print(round(padding(batch(parse("(3 (2 It) (4 (2 's) (4 fun)))"), width=1, leaves=4, steps=1)), 4))
     0.1667
     """
+    if isinstance(forest.tree, Tracer):
+        raise TypeError("padding counts the rows of a forest whose numbers are known: call it outside of jit.")
     return 1 - float(np.mean(np.asarray(forest.mask)))
 
 
@@ -162,21 +182,26 @@ def evaluate(composition: Composition, params: Params, forest: Forest, xs: Array
 
     `xs` are the inputs of the leaves, `[leaves, input]` with `forest.leaves` rows, or of all nodes, `[rows, input]`,
     where the composition reads them (zeros where a node has none). What they hold at padding has no effect. Forests of
-    one shape share one program, whatever their trees.
+    one shape share one program, whatever their trees. Inputs that are sharded are gathered: any node may need any row.
 
     Raises:
-        ValueError, TypeError: if the inputs have other rows, or there are more children than the composition takes.
+        ValueError, TypeError: if the inputs have other rows, there are more children than the composition takes, or
+            these are no composition and no forest.
 
     >>> import jaxseq as js
-    >>> words = ["It", "'s", "fun"]
-    >>> forest = js.trees.batch(js.trees.parse("(3 (2 It) (4 (2 's) (4 fun)))"), token=words.index)
+    >>> words = {"It": 0, "'s": 1, "fun": 2}
+    >>> forest = js.trees.batch(js.trees.parse("(3 (2 It) (4 (2 's) (4 fine)))"), token=words.get)
     >>> net = js.trees.Recursive(2)
-    >>> vectors = jnp.eye(3, 2)[forest.tokens[: forest.leaves]]
+    >>> tokens = forest.tokens[: forest.leaves]
+    >>> vectors = jnp.where(tokens[:, None] >= 0, jnp.eye(3, 2)[tokens], 0)  # "fine" is unknown
     >>> js.trees.evaluate(net, net.init(jax.random.key(0)), forest, vectors)[forest.roots].shape
     (1, 2)
     """
     if not isinstance(forest, Forest):
         raise TypeError(f"evaluate needs a forest, as trees.batch makes it of trees, got {type(forest).__name__}.")
+    check_composition("evaluate", composition)
+    if jnp.ndim(forest.tree) != 1:
+        raise ValueError(f"evaluate takes one forest, got {jnp.shape(forest.tree)[:-1]} stacked: vmap takes several.")
     return _evaluate(composition, params, forest, jnp.asarray(xs))
 
 
@@ -184,24 +209,25 @@ def evaluate(composition: Composition, params: Params, forest: Forest, xs: Array
 def _evaluate(composition, params, forest, xs):
     rows, leaves = len(forest.tree), forest.leaves
     steps, width, _ = forest.children.shape
-    if xs.ndim == 0 or len(xs) not in (rows, leaves):
+    if xs.ndim != 2 or len(xs) not in (rows, leaves):
         raise ValueError(
             f"evaluate needs the inputs of the {leaves} leaves of this forest, or of all {rows} rows, [rows, input]; "
             f"got {errors.shape_of(xs)}."
         )
+    forest, xs = whole((forest, xs))
+    params = sharding.placed(params, PartitionSpec())
     xs = masks.zero_unless(forest.mask[: len(xs)], xs)
     at_leaves = composition.leaf(params, xs[:leaves])
     inner = xs[leaves:].reshape(steps, width, *xs.shape[1:]) if len(xs) == rows else None
 
     def step(states, inputs):
         children, x, start = inputs
-        mask = children >= 0
-        given = jax.tree.map(lambda leaf: leaf.at[jnp.maximum(children, 0)].get(mode="clip"), states)
-        new = combine(composition, params, given, mask, x)
+        given = jax.tree.map(lambda leaf: sharding.rows(leaf, children, "clip"), states)
+        new = combine(composition, params, given, children >= 0, x)
         put = jax.lax.dynamic_update_slice_in_dim
         return jax.tree.map(lambda all_of, part: put(all_of, part, start, 0), states, new), None
 
-    states = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype).at[:leaves].set(leaf), at_leaves)
+    states = jax.tree.map(lambda leaf: pad(leaf, 0, rows - leaves), at_leaves)
     starts = leaves + width * jnp.arange(steps)
     states, _ = scan(step, states, (forest.children, inner, starts))
     return masks.zero_unless(forest.mask, states)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxseq.core import errors
 from jaxseq.core.activations import Activation, activation
+from jaxseq.core.sharding import placed
 from jaxseq.trees.composition import Composition
 
 _orthogonal = initializers.orthogonal()
@@ -62,7 +63,7 @@ class Recursive(Composition):
 
     def leaf(self, params: Any, x: Float[Array, "*batch input"]) -> Float[Array, "*batch hidden"]:
         check_leaf(self, params, x)
-        return x
+        return placed(x, PartitionSpec(*jax.typeof(x).sharding.spec[:-1], *jax.typeof(params.bias).sharding.spec))
 
     def compose(
         self,
@@ -73,11 +74,11 @@ class Recursive(Composition):
     ) -> Float[Array, "*batch hidden"]:
         if x is not None:
             raise ValueError(f"{self} reads no inputs at inner nodes: give those of the leaves alone.")
-        return activation(self.activation)(self.product(params, side_by_side(children)))
+        return activation(self.activation)(self.product(params, children))
 
-    def product(self, params: Any, c: Float[Array, "*batch features"]) -> Float[Array, "*batch hidden"]:
+    def product(self, params: Any, children: Float[Array, "*batch child hidden"]) -> Float[Array, "*batch hidden"]:
         """What the activation is applied to."""
-        z = c @ stacked(params.recurrent_kernel)
+        z = of_children(children, params.recurrent_kernel)
         return z + jnp.broadcast_to(params.bias, z.shape)
 
 
@@ -112,11 +113,9 @@ class RNTN(Recursive):
     def axes(self) -> Any:
         return RNTNParams(*super().axes(), tensor=PartitionSpec("recurrent", "child", None, None, "hidden"))  # pyright: ignore[reportArgumentType]
 
-    def product(self, params: RNTNParams, c: Float[Array, "*batch features"]) -> Float[Array, "*batch hidden"]:
-        tensor = stacked(params.tensor)
-        tensor = jax.vmap(stacked)(tensor).reshape(c.shape[-1], -1)
-        rows = (c @ tensor).reshape(*c.shape, self.hidden_size)
-        return jnp.einsum("...c,...ck->...k", c, rows) + super().product(params, c)
+    def product(self, params: RNTNParams, children: Float[Array, "*batch child hidden"]) -> Any:
+        rows = of_children(children, params.tensor)
+        return jnp.einsum("...ch,...hck->...k", children, rows) + super().product(params, children)
 
 
 def check_arity(composition: Any) -> None:
@@ -129,15 +128,16 @@ def check_leaf(composition: Any, params: Any, x: Any) -> None:
     """Raises unless params and inputs are those of the composition, of one dtype."""
     errors.check_params(composition, params)
     errors.check_features(composition, x, composition.input_size)
+    if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+        raise TypeError(
+            f"{composition} reads vectors, but got {errors.shape_of(x)}: integers that are features are cast with "
+            ".astype(float)."
+        )
     errors.check_dtype(composition, x, errors.float_dtype(params))
 
 
-def side_by_side(children: Float[Array, "*batch child hidden"]) -> Float[Array, "*batch features"]:
-    """The vectors of all children as one."""
-    *batch_shape, count, hidden = children.shape
-    return children.reshape(*batch_shape, count * hidden)
-
-
-def stacked(kernel: Float[Array, "recurrent child *units"]) -> Float[Array, "features *units"]:
-    """The kernel that multiplies children `side_by_side`."""
-    return kernel.swapaxes(0, 1).reshape(-1, *kernel.shape[2:])
+def of_children(
+    children: Float[Array, "*batch child recurrent"], kernel: Float[Array, "recurrent child *units"]
+) -> Any:
+    """The product of all children side by side and a kernel, `[*batch, *units]`."""
+    return jnp.tensordot(children, kernel.swapaxes(0, 1), 2)

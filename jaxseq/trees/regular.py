@@ -1,14 +1,15 @@
 """Trees that need no data: a balanced one over a sequence, and one of quarters over an image."""
 
-from typing import Any
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 from jaxseq.core.layer import Params
-from jaxseq.trees.composition import Composition, State, combine
+from jaxseq.trees.composition import Composition, State, check_composition, combine, pad, whole
 
 
 def balanced(
@@ -21,7 +22,8 @@ def balanced(
 
     Neighbours are composed in pairs, then pairs of pairs: ceil(log2 T) compositions one after the other, where a chain
     has T - 1. What has no partner goes up as it is, so that a row of length 1 gives the state of its leaf. Steps off
-    the mask are as if they were not there, gaps too; a row without any gives zeros.
+    the mask are as if they were not there, gaps too: a row with n of them is a tree of depth ceil(log2 n), but as many
+    compositions are computed as for T. A row without any gives zeros.
 
     Raises:
         ValueError, TypeError: if the inputs or the mask have another shape or dtype.
@@ -36,6 +38,7 @@ def balanced(
     xs = jnp.asarray(xs)
     if xs.ndim < 2:
         raise ValueError(f"balanced needs inputs [*batch, time, input], got {errors.shape_of(xs)}.")
+    check_composition("balanced", composition)
     if mask is not None:
         mask = jnp.asarray(mask)
         errors.check_flags(composition, mask, "mask", xs.shape[:-1])
@@ -45,13 +48,15 @@ def balanced(
 @jax.jit(static_argnums=0)
 def _balanced(composition, params, xs, mask):
     *batch_shape, time, _ = xs.shape
-    present = jnp.ones((*batch_shape, time), bool)
+    xs, mask = whole((xs, mask), sharding.leading_spec((xs, mask), len(batch_shape)))
+    params = sharding.placed(params, PartitionSpec())
+    present = jnp.ones_like(xs[..., 0], bool)
     if mask is not None:
         order = jnp.argsort(~mask, axis=-1, stable=True)  # what is there moves to the front
         xs = jnp.take_along_axis(masks.zero_unless(mask, xs), order[..., None], axis=-2)
         present = jnp.take_along_axis(mask, order, axis=-1)
     if time == 0:
-        xs, present = _pad(xs, xs.ndim - 2, 1), _pad(present, xs.ndim - 2, 1)
+        xs, present = pad(xs, xs.ndim - 2, 1), pad(present, xs.ndim - 2, 1)
     states, axis = composition.leaf(params, xs), present.ndim - 1
     while present.shape[-1] > 1:
         pairs = jax.tree.map(lambda leaf: _halve(leaf, axis), states)
@@ -69,7 +74,7 @@ def quad_tree(
     root. Where the image ends, children are absent, and what is alone goes up as it is.
 
     Raises:
-        ValueError: if the image is empty, or does not divide into patches.
+        ValueError, TypeError: if the image is empty, or does not divide into patches of so many pixels.
 
     >>> import jaxseq as js
     >>> net = js.trees.NaryTreeLSTM(2 * 2 * 3, 5, arity=4)
@@ -79,26 +84,31 @@ def quad_tree(
     images = jnp.asarray(images)
     if images.ndim < 3 or 0 in images.shape[-3:-1]:
         raise ValueError(f"quad_tree needs images [*batch, height, width, channel], got {errors.shape_of(images)}.")
+    check_composition("quad_tree", composition)
+    if isinstance(patch_size, bool) or not isinstance(patch_size, Integral) or patch_size < 1:
+        raise ValueError(f"quad_tree needs an integer patch_size >= 1, got {patch_size!r}.")
     height, width = images.shape[-3:-1]
-    if patch_size < 1 or height % patch_size or width % patch_size:
+    if height % patch_size or width % patch_size:
         raise ValueError(
             f"quad_tree needs a height and width that are multiples of patch_size={patch_size}, got {height} x {width}:"
             " pad or crop the images."
         )
-    return _quad_tree(composition, params, images, patch_size)
+    return _quad_tree(composition, params, images, int(patch_size))
 
 
 @jax.jit(static_argnums=(0, 3))
 def _quad_tree(composition, params, images, size):
     *batch_shape, height, width, channels = images.shape
-    rows, columns = height // size, width // size
-    patches = images.reshape(*batch_shape, rows, size, columns, size, channels).swapaxes(-4, -3)
-    states = composition.leaf(params, patches.reshape(*batch_shape, rows, columns, size * size * channels))
-    present, axis = jnp.ones((*batch_shape, rows, columns), bool), len(batch_shape)
+    rows, columns, axis = height // size, width // size, len(batch_shape)
+    images = whole(images, sharding.leading_spec(images, axis))
+    params = sharding.placed(params, PartitionSpec())
+    patches = _reshape(images, axis, 2, (rows, size, columns, size)).swapaxes(-4, -3)
+    states = composition.leaf(params, _reshape(patches, axis + 2, 3, (size * size * channels,)))
+    present = jnp.ones_like(patches[..., 0, 0, 0], bool)
 
     def quarters(leaf):  # [*batch, rows, 2, columns, 2, ...] -> [*batch, rows, columns, 4, ...]
         leaf = jnp.moveaxis(_halve(_halve(leaf, axis + 1), axis), axis + 1, axis + 2)
-        return leaf.reshape(*leaf.shape[: axis + 2], 4, *leaf.shape[axis + 4 :])
+        return _reshape(leaf, axis + 2, 2, (4,))
 
     while max(present.shape[-2:]) > 1:
         states, present = _join(composition, params, jax.tree.map(quarters, states), quarters(present))
@@ -115,9 +125,13 @@ def _join(composition: Composition, params: Params, children: State, present: Ar
 
 def _halve(leaf: Array, axis: int) -> Array:
     """An axis in pairs `[..., count / 2, 2, ...]`, the last one's partner being zeros where the count is odd."""
-    leaf = _pad(leaf, axis, leaf.shape[axis] % 2)
-    return leaf.reshape(*leaf.shape[:axis], leaf.shape[axis] // 2, 2, *leaf.shape[axis + 1 :])
+    leaf = pad(leaf, axis, leaf.shape[axis] % 2)
+    return _reshape(leaf, axis, 1, (leaf.shape[axis] // 2, 2))
 
 
-def _pad(leaf: Any, axis: int, count: int) -> Array:
-    return jnp.pad(leaf, [(0, count if index == axis else 0) for index in range(leaf.ndim)])
+def _reshape(leaf: Array, axis: int, count: int, sizes: tuple[int, ...]) -> Array:
+    """So many axes from one on, whole on every device, as others of these sizes; the rest is sharded as it was."""
+    shape, spec = leaf.shape, jax.typeof(leaf).sharding.spec
+    spec = PartitionSpec(*spec[:axis], *[None] * len(sizes), *spec[axis + count :])
+    new = (*shape[:axis], *sizes, *shape[axis + count :])
+    return jnp.reshape(leaf, new, out_sharding=sharding.out_sharding(spec, leaf))

@@ -13,7 +13,7 @@ from jaxseq.cells.gated import GATED_AXES, GatedParams, init_gated
 from jaxseq.cells.lstm import LSTMState
 from jaxseq.core import errors
 from jaxseq.trees.composition import Composition
-from jaxseq.trees.recursive import check_arity, check_leaf, side_by_side, stacked
+from jaxseq.trees.recursive import check_arity, check_leaf, of_children
 
 _orthogonal = initializers.orthogonal()
 _sigma = jax.nn.sigmoid
@@ -72,10 +72,10 @@ class ChildSumTreeLSTM(TreeLSTM):
         x: Float[Array, "*batch input"] | None = None,
     ) -> LSTMState:
         i, f, g, o = _from_input(params, x, children.hidden.shape[:-2])
-        kernel = params.recurrent_kernel
-        of_sum = _products(children.hidden.sum(-2), kernel[:, jnp.array([0, 2, 3])])
+        of_i, of_f, of_g, of_o = jnp.split(params.recurrent_kernel, 4, axis=1)
+        of_sum = _gates(children.hidden.sum(-2), jnp.concatenate([of_i, of_g, of_o], axis=1), jnp.matmul)
         i, g, o = (z + from_children for z, from_children in zip((i, g, o), of_sum, strict=True))
-        f = f[..., None, :] + children.hidden @ kernel[:, 1]
+        f = f[..., None, :] + children.hidden @ of_f[:, 0]
         return _state(_sigma(i) * jnp.tanh(g) + (_sigma(f) * children.cell).sum(-2), o)
 
 
@@ -140,26 +140,27 @@ class NaryTreeLSTM(TreeLSTM):
         x: Float[Array, "*batch input"] | None = None,
     ) -> LSTMState:
         i, f, g, o = _from_input(params, x, children.hidden.shape[:-2])
-        from_i, *from_f, from_g, from_o = _products(side_by_side(children.hidden), stacked(params.recurrent_kernel))
+        from_i, *from_f, from_g, from_o = _gates(children.hidden, params.recurrent_kernel, of_children)
         cell = _sigma(i + from_i) * jnp.tanh(g + from_g)
         for k, from_k in enumerate(from_f):
             cell = cell + _sigma(f + from_k) * children.cell[..., k, :]
         return _state(cell, o + from_o)
 
 
-def _products(x: Array, kernel: Float[Array, "features gate hidden"]) -> list[Array]:
-    """`x` times each gate's kernel, as one flat product."""
-    return jnp.split(x @ kernel.reshape(kernel.shape[0], -1), kernel.shape[1], axis=-1)
+def _gates(x: Array, kernel: Float[Array, "*features gate hidden"], product: Any) -> list[Array]:
+    """The products with each gate's kernel: one of all side by side, unless units are sharded over devices."""
+    if jax.typeof(kernel).sharding.spec[-1] is not None:
+        return [product(x, gate) for gate in jnp.unstack(kernel, axis=-2)]
+    flat = kernel.reshape(*kernel.shape[:-2], -1)
+    return jnp.split(product(x, flat), kernel.shape[-2], axis=-1)
 
 
 def _from_input(params: Any, x: Array | None, batch_shape: tuple[int, ...] = ()) -> list[Array]:
     """x W + b for each gate; b alone without an input."""
     if x is None:
         return [jnp.broadcast_to(bias, (*batch_shape, *bias.shape)) for bias in params.bias]
-    return [
-        z + jnp.broadcast_to(bias, z.shape)
-        for z, bias in zip(_products(x, params.input_kernel), params.bias, strict=True)
-    ]
+    products = _gates(x, params.input_kernel, jnp.matmul)
+    return [z + jnp.broadcast_to(bias, z.shape) for z, bias in zip(products, params.bias, strict=True)]
 
 
 def _state(cell: Array, o: Array) -> LSTMState:
