@@ -20,6 +20,9 @@ class Tree:
     So a tree may be as deep as it likes. `labels` are texts, "" where there is none; `words` are those of the leaves,
     None at inner nodes without one; `children` are the numbers of a node's children, `()` for a leaf.
 
+    `str(tree)` is what `parse` reads. That tells all of a tree whose leaves have labels, whose inner nodes have no
+    words, and whose texts are free of blanks, brackets in labels and, in words, of escapes such as -LRB-.
+
     Raises:
         ValueError: if they are not of one tree.
 
@@ -33,6 +36,9 @@ class Tree:
     children: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "words", tuple(self.words))
+        object.__setattr__(self, "children", tuple(map(tuple, self.children)))
         count = len(self.labels)
         if not count == len(self.words) == len(self.children) or count == 0:
             raise ValueError(
@@ -75,8 +81,15 @@ class Tree:
 
 
 def read(path: str | os.PathLike[str]) -> list[Tree]:
-    """The trees of a file, as `parse` reads them; the file is UTF-8."""
-    return parse(pathlib.Path(path).read_text("utf-8"), str(path))
+    """The trees of a file, as `parse` reads them; the file is UTF-8.
+
+    Raises:
+        ValueError: if the text is malformed, or holds no trees.
+    """
+    trees = parse(pathlib.Path(path).read_text("utf-8"), str(path))
+    if not trees:
+        raise ValueError(f"{path} holds no trees.")
+    return trees
 
 
 def parse(text: str, source: str = "the text") -> list[Tree]:

@@ -218,6 +218,14 @@ def test_keeps_dtypes(dtype):
     assert {leaf.dtype for leaf in states} == {jnp.dtype(dtype)}
 
 
+def test_takes_trees_one_by_one_and_sizes_of_numpy():
+    forest = T.batch((tree for tree in TREES), token="abcd".index, width=np.int64(3), leaves=24, steps=8)
+    assert len(forest.roots) == len(TREES)
+    jax.tree.map(np.testing.assert_array_equal, forest, T.batch(TREES, token=token, **LAYOUT))
+    known = T.batch(T.parse("(1 (1 a) (1 z))"), token={"a": 0}.get, leaves=2)
+    assert known.tokens[:2].tolist() == [0, -1]
+
+
 def test_no_trees_and_trees_of_one_leaf():
     net, params = js.Recursive(2), random_params(RNG, js.Recursive(2))
     empty = T.batch([])
@@ -241,13 +249,35 @@ def says(error, message):
 
 def test_errors():
     net, params = js.Recursive(2), random_params(RNG, js.Recursive(2))
-    with says(ValueError, "batch needs width >= 1, got 0"):
-        T.batch(TREES, width=0)
+    for width in (0, True, 2.0):
+        with says(ValueError, f"batch needs an integer width >= 1, got {width}"):
+            T.batch(TREES, width=width)
+    with says(TypeError, "batch needs several trees, got one: batch([tree]) takes it alone"):
+        T.batch(TREES[0])
+    with says(TypeError, "batch needs integers or None from label, got 3.7 for '3.7'"):
+        T.batch(T.parse("(3.7 a)"), label=float)
+    for number in (-5, 2**31):
+        with says(ValueError, f"batch needs integers of 32 bits, 0 or more, from token, got {number} for 'a'"):
+            T.batch(T.parse("(1 a)"), token={"a": number}.get)
+    with says(TypeError, "call it outside of jit"):
+        jax.jit(T.padding)(T.batch(TREES))
     with says(TypeError, "batch needs trees, as trees.parse and trees.read give them, got str"):
         T.batch(["(1 a)"])
     with says(TypeError, "evaluate needs a forest, as trees.batch makes it of trees, got list"):
         T.evaluate(net, params, TREES, jnp.ones((3, 2)))
+    with says(
+        TypeError,
+        "evaluate takes a Composition, such as NaryTreeLSTM, which computes a node from its",
+    ):
+        T.evaluate(js.LSTM(2, 3), params, T.batch(TREES), jnp.ones((64, 2)))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[T.batch(TREES)] * 2)
+    with says(ValueError, "evaluate takes one forest, got (2,) stacked: vmap takes several"):
+        T.evaluate(net, params, stacked, jnp.ones((2, stacked.leaves, 2)))
     forest = T.batch(TREES, leaves=16, width=3, steps=1)
+    with says(ValueError, "[rows, input]; got float64[16,5,2]"):
+        T.evaluate(net, params, forest, jnp.ones((16, 5, 2)))
+    with says(TypeError, "Recursive(hidden_size=2) reads vectors, but got int64[16,2]: integers that are"):
+        T.evaluate(net, params, forest, jnp.ones((16, 2), int))
     with says(ValueError, "evaluate needs the inputs of the 16 leaves of this forest, or of all"):
         T.evaluate(net, params, forest, jnp.ones((3, 2)))
     with says(ValueError, "reads no inputs at inner nodes: give those of the leaves alone"):

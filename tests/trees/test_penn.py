@@ -50,6 +50,17 @@ def test_is_written_as_it_is_read(shape):
     assert T.parse(f"{tree}\n{tree}") == [tree, tree]
 
 
+def test_lists_make_a_tree_that_compares_and_hashes():
+    tree = T.Tree(["1", "2", "3"], ["a", "b", None], [[], [], [0, 1]])
+    assert tree == T.parse("(3 (1 a) (2 b))")[0] and len({tree, *T.parse(str(tree))}) == 1
+
+
+def test_a_file_without_trees(tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'empty.txt'} holds no trees.")):
+        T.read(tmp_path / "empty.txt")
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_depth_has_no_limit(side, tmp_path):
     depth = 50_000

@@ -3,10 +3,13 @@
 import math
 import re
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.extend
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import jaxseq as js
 from tests.numbers import close, random_params
@@ -16,6 +19,9 @@ T = js.trees
 RNG = np.random.default_rng(0)
 TIME = 6
 LENGTHS = np.array([6, 5, 3, 2, 1, 0])
+ROWS = 3
+NET = js.Recursive(2)
+PARAMS = js.RecursiveParams(RNG.normal(size=(2, 2, 2)), RNG.normal(size=2))
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -76,6 +82,41 @@ def test_balanced_at_any_length_and_batch():
     assert_rows = jax.vmap(jax.vmap(lambda xs: T.balanced(net, params, xs)))(wide)
     close(T.balanced(net, params, wide), assert_rows, 1e-12)
     assert T.balanced(net, params, np.zeros((0, 3, 2))).shape == (0, 2)
+
+
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=30)
+@hypothesis.given(st.lists(st.integers(0, TIME), min_size=ROWS, max_size=ROWS), st.integers(0, 1000))
+def test_balanced_and_evaluate_agree_at_random_lengths(lengths, seed):
+    """A row with n steps in it is the tree that halves make of them, whichever steps they are."""
+    random = np.random.default_rng(seed)
+    mask = random.permuted(np.arange(TIME) < np.array(lengths)[:, None], axis=1)
+    xs = random.normal(size=(ROWS, TIME, 2))
+    rows = [row[flags] for row, flags in zip(xs, mask, strict=True)]
+    trees = [T.parse(of_halves([f"{w}" for w in range(start, start + len(row))]))[0] for start, row in starts(rows)]
+    forest = T.batch(trees, token=int, leaves=ROWS * TIME, width=2, steps=16)
+    leaves = np.concatenate([*rows, np.zeros((1, 2))])[np.asarray(forest.tokens)[: forest.leaves]]
+    expected = np.zeros((ROWS, 2))
+    expected[mask.any(axis=1)] = np.asarray(T.evaluate(NET, PARAMS, forest, leaves))[forest.roots]
+    close(T.balanced(NET, PARAMS, xs, mask), expected, 1e-12)
+
+
+def starts(rows):
+    """The rows that have steps, and at which of all steps each begins."""
+    ends = np.cumsum([len(row) for row in rows])
+    return [(end - len(row), row) for end, row in zip(ends, rows, strict=True) if len(row)]
+
+
+def of_halves(words):
+    nodes = [f"(_ {word})" for word in words]
+    while len(nodes) > 1:
+        pairs = [nodes[k : k + 2] for k in range(0, len(nodes), 2)]
+        nodes = [f"(_ {' '.join(pair)})" if len(pair) == 2 else pair[0] for pair in pairs]
+    return nodes[0]
+
+
+def test_second_derivatives_of_balanced():
+    xs, mask = RNG.normal(size=(2, 3, 2)), np.array([[True, True, True], [True, False, True]])
+    check_grads(jax.jit(lambda params, xs: T.balanced(NET, params, xs, mask).sum()), (PARAMS, xs), 2, modes=["rev"])
 
 
 def in_sequence(jaxpr, name):
@@ -182,6 +223,12 @@ def test_errors():
         T.balanced(net, params, np.ones((2, 4, 2)), np.array([4, 2]))
     with says(ValueError, "got a mask of shape (2, 3); these inputs need [*batch, time] = (2, 4)"):
         T.balanced(net, params, np.ones((2, 4, 2)), np.ones((2, 3), bool))
+    for call in (T.balanced, T.quad_tree):
+        with says(TypeError, f"{call.__name__} takes a Composition, such as NaryTreeLSTM"):
+            call(js.LSTM(2, 3), params, np.ones((4, 4, 2)))
+    for size in (2.0, True, 0):
+        with says(ValueError, f"quad_tree needs an integer patch_size >= 1, got {size}"):
+            T.quad_tree(net, params, np.ones((4, 4, 2)), patch_size=size)
     with says(ValueError, "quad_tree needs images [*batch, height, width, channel], got float64[4,2]"):
         T.quad_tree(net, params, np.ones((4, 2)))
     with says(ValueError, "multiples of patch_size=3, got 4 x 6: pad or crop the images"):
