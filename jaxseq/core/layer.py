@@ -3,11 +3,13 @@
 import abc
 import dataclasses
 import inspect
+import math
 import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, dataclass_transform
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
@@ -18,7 +20,7 @@ Params = Any
 
 # as types, and as text where the module of a cell defers its annotations
 _NUMBERS = (int, float, "int", "float")
-_NUMBERS_OR_NONE = (int | None, "int | None")
+_NUMBERS_OR_NONE = (int | None, float | None, "int | None", "float | None")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -47,10 +49,8 @@ class Layer(abc.ABC):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            value: Any = getattr(self, field.name)
-            if isinstance(value, list):
-                value = tuple(value)
-            elif field.type == Activation:
+            value = _plain(self, field.name, getattr(self, field.name))
+            if field.type == Activation:
                 activation(value)
             elif field.type in _NUMBERS or (field.type in _NUMBERS_OR_NONE and value is not None):
                 value = _number(self, field, value)
@@ -111,12 +111,30 @@ class Layer(abc.ABC):
         return function(self, params)
 
 
+def _plain(layer: Any, name: str, value: Any) -> Any:
+    """A value that compares and hashes: lists as tuples and NumPy's numbers as Python's, in tuples too."""
+    if type(value) in (list, tuple):
+        return tuple(_plain(layer, name, part) for part in value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{type(layer).__name__} needs a number {name}, got nan.")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"{type(layer).__name__} cannot be hashed, so it cannot be compiled: its fields must be plain data, layers "
+            f"or module-level functions, but {name} holds {value!r}."
+        ) from None
+    return value
+
+
 def _number(layer: Any, field: dataclasses.Field, value: Any) -> int | float:
     """A number as a plain int or float; sizes are at least 1."""
     name = type(layer).__name__
     if isinstance(value, bool):
         raise TypeError(f"{name} needs a number {field.name}, got {value}.")
-    if field.type in (float, "float"):
+    if "float" in inspect.formatannotation(field.type):
         if not isinstance(value, numbers.Real):
             raise TypeError(f"{name} needs a number {field.name}, got {value!r}.")
         return float(value)

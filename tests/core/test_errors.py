@@ -551,7 +551,7 @@ BUILT = {
     "rate 1": (lambda: js.Dropout(1), ValueError, "Dropout needs 0 <= rate < 1, got 1"),
     "rate -0.1": (lambda: js.Dropout(-0.1), ValueError, "Dropout needs 0 <= rate < 1, got -0.1"),
     "rate '0.5'": (lambda: js.Dropout("0.5"), TypeError, "Dropout needs a number rate, got '0.5'"),
-    "rate nan": (lambda: js.Dropout(float("nan")), ValueError, "Dropout needs 0 <= rate < 1, got nan"),
+    "rate nan": (lambda: js.Dropout(float("nan")), ValueError, "Dropout needs a number rate, got nan"),
 }
 
 
@@ -597,6 +597,8 @@ def test_fields_that_are_not_plain_data():
     for factor in (np.ones(3), jnp.ones(3), {"a": 1}):
         with says(TypeError, "Scale cannot be hashed, so it cannot be compiled: its fields must be plain data"):
             Scale(factor).unroll((), XS)
+        with says(TypeError, f"but factor holds {factor!r}"):
+            Scale((1.0, [2.0, factor]))
 
 
 def test_unroll_is_final():

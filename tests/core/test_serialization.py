@@ -63,7 +63,7 @@ def test_own_layers_and_functions_through_extra():
         (js.Stack((js.Dense(2, 2), js.Map(nested()))), r"Stack\.layers\[1\]\.function is .*nested function"),
         (js.Map(functools.partial(jnp.clip, min=0)), r"Map\.function is functools\.partial.*partial has no name"),
         (js.Map(js.LSTM), r"Map\.function is .*LSTM.*cannot be written"),
-        (Labelled(2, 3, label=jnp.ones(2)), r"Labelled\.label is .*plain data"),
+        (Labelled(2, 3, label=1j), r"Labelled\.label is .*plain data"),
         (foreign("LSTM", js.LSTM)(2, 3), "elsewhere.LSTM.*Rename the class"),
         (js.Residual(foreign("Dense")(2, 2)), r"Residual\.\w+ is .*elsewhere.Dense.*Rename the class"),
         (foreign("function")(2, 3), "elsewhere.function.*Rename the class"),

@@ -132,13 +132,22 @@ def test_noise_needs_a_key_and_has_its_deviation():
     assert abs(noisy.std() / 0.01 - 1) < 0.1
 
 
+def test_numbers_of_numpy_are_plain():
+    for scale in (np.float32(0.5), [np.float64(0.5), 0.25], np.int64(2)):
+        cell = js.Reservoir(2, 3, input_scale=scale, radius=np.float32(0.5))
+        again = eval(repr(cell), vars(js))
+        assert again == cell == js.from_json(js.to_json(cell)) and hash(again) == hash(cell)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"leak": 0.0}, ValueError, "needs 0 < leak <= 1, got 0.0"),
         ({"density": 1.5}, ValueError, "needs 0 < density <= 1, got 1.5"),
         ({"radius": -1.0}, ValueError, "needs a finite radius >= 0, got -1.0"),
-        ({"noise": float("nan")}, ValueError, "needs a finite noise >= 0, got nan"),
+        ({"noise": float("nan")}, ValueError, "Reservoir needs a number noise, got nan"),
+        ({"input_scale": (1.0, float("nan"))}, ValueError, "Reservoir needs a number input_scale, got nan"),
+        ({"input_scale": (1.0, np.ones(2))}, TypeError, r"but input_scale holds array\(\[1., 1.\]\)"),
         ({"input_scale": "big"}, TypeError, "needs a number, or a tuple of numbers, as input_scale, got 'big'"),
         ({"input_scale": (1.0,)}, ValueError, "needs one input_scale, or 2, one for each input, got 1"),
         ({"activation": "tan"}, ValueError, "No activation is called 'tan'"),
