@@ -1,5 +1,13 @@
 """Reservoirs: random recurrent networks of which only a linear readout is fitted, in closed form.
 
+    Reservoir(input_size, hidden_size)                the cell
+    fit_readout(model, params, xs, targets)           fits the Dense that ends a stack
+    state_distances(cell, params, xs, key)            whether, and how fast, a cell forgets where it began
+    echo_state_conditions(reservoir, params)          what its weights alone say of that
+    memory_capacity(cell, params, xs, delays=)        how well its outputs tell inputs of long ago
+    spectral_radius(matrix)                           the largest magnitude of an eigenvalue
+    mackey_glass(length), narma(xs)                   two series to compare reservoirs on
+
 >>> import jax, jaxseq as js
 >>> series = mackey_glass(600)
 >>> model = js.Stack((js.Reservoir(1, 100), js.Dense(100, 1)))

@@ -111,9 +111,11 @@ def state_distances(
     if starts < 1:
         raise ValueError(f"state_distances needs starts >= 1, got {starts}.")
     errors.check_key("state_distances", key)
-    shapes = jax.eval_shape(lambda params: States(cell).unroll(params, xs, length=length)[0], params)
     single = jax.eval_shape(cell.initial_state, params)
-    rank = jax.tree.leaves(shapes)[0].ndim - jax.tree.leaves(single)[0].ndim if jax.tree.leaves(single) else 0
+    if not any(is_floating(leaf) for leaf in jax.tree.leaves(single)):
+        raise TypeError(f"state_distances needs a cell whose state holds floating numbers, got {cell}.")
+    shapes = jax.eval_shape(lambda params: States(cell).unroll(params, xs, length=length)[0], params)
+    rank = jax.tree.leaves(shapes)[0].ndim - jax.tree.leaves(single)[0].ndim
     start = cell.initial_state(params, jax.tree.leaves(shapes)[0].shape[:rank] if rank else ())
 
     def vectors(start):
@@ -124,7 +126,7 @@ def state_distances(
         leaves, tree = jax.tree.flatten(start)
         drawn = [
             jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1) if is_floating(leaf) else leaf
-            for key, leaf in zip(jax.random.split(key, max(1, len(leaves))), leaves, strict=False)
+            for key, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
         ]
         return vectors(jax.tree.unflatten(tree, drawn))
 

@@ -1,8 +1,14 @@
 """Networks over trees: what a node computes from its children, run up trees of any shapes.
 
 Compositions: Recursive, RNTN, ChildSumTreeLSTM, NaryTreeLSTM, and the base Composition for your own.
-Trees from outside: `parse` and `read` (brackets), `binarise`, `batch` them to a `Forest`, `evaluate` it, `padding`.
-Trees that need no data: `balanced` over a sequence, `quad_tree` over an image.
+
+    parse(text)                                  the trees of a text in brackets; read(path), those of a file
+    binarise(tree)                               two children at every inner node
+    batch(trees, token=, label=)                 a Forest: trees of any shapes laid out side by side
+    evaluate(composition, params, forest, xs)    the states of all nodes
+    padding(forest)                              the share of its rows that are no nodes
+    balanced(composition, params, xs, mask)      the root of a balanced tree over each sequence
+    quad_tree(composition, params, images)       the root of a tree of quarters over each image
 """
 
 from .composition import Composition as Composition

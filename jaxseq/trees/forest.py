@@ -39,7 +39,7 @@ class Forest(NamedTuple):
 
     @property
     def leaves(self) -> int:
-        """How many rows are for leaves, padding included; also of forests stacked for `vmap`."""
+        """How many rows are for leaves, padding included; of one forest, also where several are stacked for `vmap`."""
         steps, width, _ = self.children.shape[-3:]
         return self.tree.shape[-1] - steps * width
 

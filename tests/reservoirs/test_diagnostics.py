@@ -120,5 +120,7 @@ def test_errors():
         memory_capacity(Counting(), jnp.ones(()), numbers(40), delays=2)
     with pytest.raises(ValueError, match="starts >= 1, got 0"):
         state_distances(cell, params, numbers(4), jax.random.key(0), starts=0)
+    with pytest.raises(TypeError, match=r"a cell whose state holds floating numbers, got Dense\("):
+        state_distances(js.Dense(1, 2), js.Dense(1, 2).init(jax.random.key(0)), numbers(4), jax.random.key(0))
     with pytest.raises(ValueError, match="params of another layer"):
         echo_state_conditions(js.Reservoir(1, 5), params)
