@@ -88,12 +88,12 @@ def test_derivatives_of_the_spectral_radius_are_differences():
         return np.abs(np.linalg.eigvals(matrices + step * directions)).max(-1)
 
     each = (jnp.zeros(len(matrices)), matrices, directions)
-    slopes = jax.jit(jax.vmap(jax.grad(along)))(*each)
+    slope = jax.grad(along)
+    slopes, bends = jax.jit(jax.vmap(lambda *given: (slope(*given), jax.grad(slope)(*given))))(*each)
     np.testing.assert_allclose(slopes, (radii(1e-6) - radii(-1e-6)) / 2e-6, rtol=1e-6)
-    bends = jax.jit(jax.vmap(jax.grad(jax.grad(along))))(*each)
     np.testing.assert_allclose(bends, (radii(1e-3) - 2 * radii(0) + radii(-1e-3)) / 1e-6, rtol=1e-3)
     small = jax.grad(spectral_radius)(jnp.asarray(1e-30 * matrices[0], jnp.float32))
-    np.testing.assert_allclose(small, jax.grad(spectral_radius)(matrices[0]), rtol=1e-4)
+    assert (small * directions[0]).sum() == pytest.approx(float(slopes[0]), rel=1e-4)
 
 
 def test_settings_are_tried_under_vmap():
@@ -124,7 +124,7 @@ def test_numbers_have_gradients_and_under_frozen_none():
 
 
 def test_noise_needs_a_key_and_has_its_deviation():
-    cell = js.Reservoir(1, 2000, noise=0.01, density=0.001, activation="identity")
+    cell = js.Reservoir(1, 500, noise=0.01, density=0.004, activation="identity")
     params = cell.init(jax.random.key(0))
     _, quiet = cell.unroll(params, jnp.zeros((1, 1)))
     _, noisy = cell.unroll(params, jnp.zeros((1, 1)), key=jax.random.key(1))

@@ -140,24 +140,25 @@ def arrays(jaxpr):
 @pytest.mark.parametrize("derivative", [False, True])
 def test_states_are_not_stored(derivative):
     """Nothing is as large as the states of all steps; their number enters with the inputs and targets alone."""
-    time = 3000
-    params = MODEL.init(jax.random.key(0))
+    time, units = 3000, 36
+    model = js.Stack((js.Skip(js.Reservoir(2, units)), js.Dense(2 + units, 2)))
+    params = model.init(jax.random.key(0))
     xs, targets = (jax.ShapeDtypeStruct((time, 2), float),) * 2
 
     def fit(radius, xs, targets):
         changed = (params[0]._replace(radius=radius), params[1])
-        return fit_readout(MODEL, changed, xs, targets, ridge=0.1, washout=5)[-1].kernel.sum()
+        return fit_readout(model, changed, xs, targets, ridge=0.1, washout=5)[-1].kernel.sum()
 
     fit = jax.grad(fit) if derivative else fit
     jaxpr = jax.make_jaxpr(fit)(0.5, xs, targets)
-    assert max(math.prod(shape) for shape in arrays(jaxpr.jaxpr)) <= 2 * time < time * UNITS
+    assert max(math.prod(shape) for shape in arrays(jaxpr.jaxpr)) <= 2 * time < time * units
     # what grows with time is inputs, targets and flags, and a state a chunk where there is a gradient
     sizes = [
         jax.jit(fit).lower(0.5, *[jax.ShapeDtypeStruct((steps, 2), float)] * 2).compile().memory_analysis()
         for steps in (time, 2 * time)
     ]
     temporary = [size.temp_size_in_bytes for size in sizes]
-    assert temporary[1] - temporary[0] < time * UNITS * 8 * (0.9 if derivative else 0.7)
+    assert temporary[1] - temporary[0] < 0.2 * time * units * 8
 
 
 def naive(params, xs, targets, ridge, weights):
