@@ -72,10 +72,10 @@ class ChildSumTreeLSTM(TreeLSTM):
         x: Float[Array, "*batch input"] | None = None,
     ) -> LSTMState:
         i, f, g, o = _from_input(params, x, children.hidden.shape[:-2])
-        of_i, of_f, of_g, of_o = jnp.split(params.recurrent_kernel, 4, axis=1)
-        of_sum = _gates(children.hidden.sum(-2), jnp.concatenate([of_i, of_g, of_o], axis=1), jnp.matmul)
+        kernel = params.recurrent_kernel
+        of_sum = _gates(children.hidden.sum(-2), jnp.concatenate([kernel[:, :1], kernel[:, 2:]], axis=1), jnp.matmul)
         i, g, o = (z + from_children for z, from_children in zip((i, g, o), of_sum, strict=True))
-        f = f[..., None, :] + children.hidden @ of_f[:, 0]
+        f = f[..., None, :] + children.hidden @ kernel[:, 1]
         return _state(_sigma(i) * jnp.tanh(g) + (_sigma(f) * children.cell).sum(-2), o)
 
 
