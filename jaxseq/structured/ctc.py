@@ -7,7 +7,11 @@ step; repeats of a class merge and blanks are dropped, which leaves the labels. 
 Graves, Fernández, Gomez and Schmidhuber, Connectionist Temporal Classification, ICML 2006,
 https://dl.acm.org/doi/10.1145/1143844.1143891.
 
-Masks mean what they mean in `unroll`: a step or label off it is as if it were not there, gaps included.
+Masks mean what they mean in `unroll`: a step or label off it is as if it were not there, gaps included. There are no
+resets: labels belong to a whole sequence, so documents that were packed into one row are put into rows of their own.
+
+A label on the mask that is the blank, or none of the vocabulary, raises where labels are concrete; where they are
+traced the loss and the score of the row are NaN, and it is not feasible.
 """
 
 import functools
@@ -15,7 +19,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks
@@ -47,7 +53,6 @@ class Decoded(NamedTuple):
     score: Float[Array, "*batch"]
 
 
-@functools.partial(jax.jit, static_argnames="blank", inline=True)
 def loss(
     logits: Float[Array, "*batch time vocab"],
     labels: Int[Array, "*batch label"],
@@ -60,8 +65,13 @@ def loss(
 
     The softmax is taken here; its gradient is what the softmax gives each class less the posterior of that class.
     Half precision is computed in float32. A row whose labels do not fit into its steps has the loss inf, with gradients
-    of 0; `feasible` tells which these are, and `losses.mean(loss, feasible)` leaves them out. A label on the mask that
-    is the blank, or none of the vocabulary, gives NaN.
+    of 0; `feasible` tells which these are, and `losses.mean(loss, feasible)` leaves them out. So has one that needs a
+    class of the logit -inf, which `feasible` does not see: where there are such logits, `jnp.isfinite(loss)` is the
+    mask. A label on the mask that is the blank, or none of the vocabulary, gives NaN where it is traced.
+
+    Raises:
+        ValueError: if shapes do not agree, or a concrete label on the mask is the blank or none of the vocabulary.
+        TypeError: if a mask is not boolean.
 
     >>> logits = jnp.zeros((2, 3))  # 1 is read from 11, 01, 10 with probability 1 / 9 each
     >>> f"{loss(logits, jnp.array([1])):.4f}"  # ln 3
@@ -69,14 +79,17 @@ def loss(
     >>> loss(logits, jnp.array([1, 1])).item()  # a repeat needs a blank in between
     inf
     """
-    given = _checked("ctc.loss", logits, labels, mask, label_mask, blank)
-    wrong = ((given.labels == blank) | (given.labels < 0) | (given.labels >= given.log_probs.shape[-1])) & given.real
-    losses = jnp.where(_feasible(given), -log_partition(_chain(given), mask), jnp.inf)
-    losses = jnp.where(_steps(given) + given.real.sum(axis=-1) == 0, 0, losses)
-    return jnp.where(wrong.any(axis=-1), jnp.nan, losses)
+    return _loss(*_checked("ctc.loss", logits, labels, mask, label_mask, blank))
 
 
 @functools.partial(jax.jit, static_argnames="blank", inline=True)
+def _loss(logits, labels, mask, real, blank):
+    given = _given(logits, labels, mask, real, blank)
+    losses = jnp.where(_fits(given), -log_partition(_chain(given), mask), jnp.inf)
+    losses = jnp.where(_steps(given) + given.real.sum(axis=-1) == 0, 0, losses)
+    return jnp.where(given.wrong, jnp.nan, losses)
+
+
 def feasible(
     logits: Float[Array, "*batch time vocab"],
     labels: Int[Array, "*batch label"],
@@ -87,13 +100,21 @@ def feasible(
 ) -> Bool[Array, "*batch"]:
     """Whether the labels fit into the steps of a row: one each, and one more for the blank between equal neighbours.
 
+    It is False where a label on the mask is none, and does not look at the logits: a row that needs a class of the
+    logit -inf fits, but has the loss inf.
+
     >>> feasible(jnp.zeros((2, 3)), jnp.array([1, 2])).item(), feasible(jnp.zeros((2, 3)), jnp.array([1, 1])).item()
     (True, False)
     """
-    return _feasible(_checked("ctc.feasible", logits, labels, mask, label_mask, blank))
+    return _feasible(*_checked("ctc.feasible", logits, labels, mask, label_mask, blank))
 
 
 @functools.partial(jax.jit, static_argnames="blank", inline=True)
+def _feasible(logits, labels, mask, real, blank):
+    given = _given(logits, labels, mask, real, blank)
+    return _fits(given) & ~given.wrong
+
+
 def align(
     logits: Float[Array, "*batch time vocab"],
     labels: Int[Array, "*batch label"],
@@ -104,12 +125,19 @@ def align(
 ) -> Alignment:
     """The most probable alignment of the labels of each row (forced alignment).
 
+    Its score is -inf where the labels do not fit into the steps, and NaN where one on the mask is none.
+
     >>> logits = jnp.log(jnp.array([[0.1, 0.8, 0.1], [0.1, 0.6, 0.3], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]]))
     >>> found = align(logits, jnp.array([1, 2]))
     >>> found.labels.tolist(), found.positions.tolist(), found.spans.tolist()
     ([1, 1, 0, 2], [0, 0, -1, 1], [[0, 2], [3, 4]])
     """
-    given = _checked("ctc.align", logits, labels, mask, label_mask, blank)
+    return _align(*_checked("ctc.align", logits, labels, mask, label_mask, blank))
+
+
+@functools.partial(jax.jit, static_argnames="blank", inline=True)
+def _align(logits, labels, mask, real, blank):
+    given = _given(logits, labels, mask, real, blank)
     time, count = given.log_probs.shape[-2], given.labels.shape[-1]
     path = best_path(_chain(given), mask)
     on_label = path.states % 2 == 1
@@ -126,11 +154,10 @@ def align(
     after = jnp.where(here, steps + 1, 0).max(axis=-2, initial=0)
     spans = jnp.stack([jnp.minimum(first, after), after], axis=-1)
     empty = _steps(given) + given.real.sum(axis=-1) == 0
-    score = jnp.where(_feasible(given), path.score, -jnp.inf)
-    return Alignment(chosen, positions, spans, jnp.where(empty, 0, score))
+    score = jnp.where(empty, 0, jnp.where(_fits(given), path.score, -jnp.inf))
+    return Alignment(chosen, positions, spans, jnp.where(given.wrong, jnp.nan, score))
 
 
-@functools.partial(jax.jit, static_argnames="blank", inline=True)
 def greedy(
     logits: Float[Array, "*batch time vocab"], mask: Bool[Array, "*batch time"] | None = None, *, blank: int = 0
 ) -> Decoded:
@@ -140,10 +167,15 @@ def greedy(
     >>> out.tokens.tolist(), out.lengths.item()
     ([1, 1, 2, 0, 0], 3)
     """
-    log_probs = check_logits("ctc.greedy", logits, mask, blank)
+    return _greedy(*check_logits("ctc.greedy", logits, mask, blank))
+
+
+@functools.partial(jax.jit, static_argnames="blank", inline=True)
+def _greedy(logits, mask, blank):
+    log_probs = _log_probs(logits, mask)
     best = log_probs.argmax(axis=-1).astype(int)
     score = log_probs.max(axis=-1)
-    keep = jnp.ones(best.shape, bool) if mask is None else jnp.asarray(mask)
+    keep = jnp.ones(best.shape, bool) if mask is None else mask
     best, _ = first_of(keep, best)
     steps = keep.sum(axis=-1, keepdims=True)
     before = jnp.concatenate([jnp.full_like(best[..., :1], blank), best[..., :-1]], axis=-1)
@@ -181,9 +213,13 @@ def beam_search(
     >>> found.tokens.tolist(), found.lengths.tolist(), f"{jnp.exp(found.log_probs[0]):.2f}"
     ([[1, 0], [0, 0]], [1, 0], '0.64')
     """
-    log_probs = check_logits("ctc.beam_search", logits, mask, blank)
-    prefixes.check_search("ctc.beam_search", beams, cell)
-    keep = jnp.ones(log_probs.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+    logits, mask, blank = check_logits("ctc.beam_search", logits, mask, blank)
+    beams = prefixes.check_search("ctc.beam_search", beams, cell)
+    for what, number in (("weight", weight), ("bonus", bonus)):
+        if jnp.ndim(number) != 0:
+            raise ValueError(f"ctc.beam_search needs one number as {what}, got {errors.shape_of(number)}.")
+    log_probs = _log_probs(logits, mask)
+    keep = jnp.ones(log_probs.shape[:-1], bool) if mask is None else mask
     weight, bonus = (jnp.asarray(number, log_probs.dtype) for number in (weight, bonus))
     return prefixes.search(log_probs, keep, cell, params, weight, bonus, beams=beams, blank=blank)
 
@@ -194,24 +230,36 @@ def first_of(keep: Bool[Array, "*batch time"], values: Array) -> tuple[Array, In
     return jnp.take_along_axis(values, order, axis=-1), order
 
 
-def check_logits(name: str, logits: Array, mask: Array | None, blank: int) -> Float[Array, "*batch time vocab"]:
-    """The log-probabilities in at least float32, 0 off the mask; raises unless they are those of steps."""
-    logits = jnp.asarray(logits)
+def check_logits(name: str, logits: Array, mask: Array | None, blank: int) -> tuple[Array, Array | None, int]:
+    """Logits, mask and blank; raises unless they are those of steps."""
+    logits, mask = jnp.asarray(logits), None if mask is None else jnp.asarray(mask)
     if logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"{name} needs floating logits [*batch, time, vocab], got {errors.shape_of(logits)}.")
-    check_blank(name, blank, logits.shape[-1])
     if mask is not None:
         errors.check_flags(name, mask, "mask", logits.shape[:-1])
-        logits = masks.zero_unless(jnp.asarray(mask), logits)
+    return logits, mask, check_blank(name, blank, logits.shape[-1])
+
+
+def log_softmax(logits: Float[Array, "*batch vocab"]) -> Float[Array, "*batch vocab"]:
+    """The log-probabilities in at least float32; -inf, with gradients of 0, where all logits are -inf."""
     with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
         dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    return jax.nn.log_softmax(logits.astype(dtype))
+    possible = ~jnp.isneginf(logits).all(axis=-1, keepdims=True)
+    log_probs = jax.nn.log_softmax(jnp.where(possible, logits, 0).astype(dtype))
+    return jnp.where(possible, log_probs, -jnp.inf)
 
 
-def check_blank(name: str, blank: int, vocab: int) -> None:
-    """Raises ValueError unless the blank is a number below the vocab."""
-    if isinstance(blank, bool) or not isinstance(blank, int) or not 0 <= blank < vocab:
+def _log_probs(logits, mask):
+    """The log-probabilities, those of zeros off the mask."""
+    return log_softmax(logits if mask is None else masks.zero_unless(mask, logits))
+
+
+def check_blank(name: str, blank: int, vocab: int) -> int:
+    """The blank; raises ValueError unless it is a number below the vocab."""
+    number = prefixes.static_number(blank)
+    if number is None or not 0 <= number < vocab:
         raise ValueError(f"{name} needs a static blank below the vocab {vocab}, got {blank!r}.")
+    return number
 
 
 def check_labels(
@@ -225,38 +273,63 @@ def check_labels(
         )
     if label_mask is None:
         return labels.astype(int), jnp.ones(labels.shape, bool)
+    label_mask = jnp.asarray(label_mask)
     errors.check_flags(name, label_mask, "label_mask", labels.shape)
-    return labels.astype(int), jnp.asarray(label_mask)
+    return labels.astype(int), label_mask
 
 
 class _Given(NamedTuple):
-    """What was given, checked; the labels that are real first."""
+    """What was given; the labels that are real first."""
 
     log_probs: Float[Array, "*batch time vocab"]
     labels: Int[Array, "*batch label"]
     real: Bool[Array, "*batch label"]
     order: Int[Array, "*batch label"]  # where each label stood
+    wrong: Bool[Array, "*batch"]
     mask: Bool[Array, "*batch time"] | None
     blank: int
 
 
-def _checked(name, logits, labels, mask, label_mask, blank) -> _Given:
-    log_probs = check_logits(name, logits, mask, blank)
-    labels, real = check_labels(name, labels, label_mask, log_probs.shape[:-2])
+def _checked(name, logits, labels, mask, label_mask, blank):
+    logits, mask, blank = check_logits(name, logits, mask, blank)
+    numbers, real = check_labels(name, labels, label_mask, logits.shape[:-2])
+    if _are_known(labels, label_mask):
+        found = np.asarray(labels)[... if label_mask is None else np.asarray(label_mask)]
+        wrong = found[_no_labels(found, logits.shape[-1], blank)]
+        if wrong.size:
+            what = "the blank" if wrong[0] == blank else f"none of the vocab {logits.shape[-1]}"
+            raise ValueError(
+                f"{name} got the label {wrong[0]}, which is {what}; if it pads, pass label_mask "
+                f"(length_mask(lengths, {numbers.shape[-1]}))."
+            )
+    return logits, numbers, mask, real, blank
+
+
+def _are_known(*given):
+    return all(not isinstance(leaf, Tracer) and getattr(leaf, "is_fully_addressable", True) for leaf in given)
+
+
+def _no_labels(labels, vocab, blank):
+    return (labels == blank) | (labels < 0) | (labels >= vocab)
+
+
+def _given(logits, labels, mask, real, blank) -> _Given:
+    wrong = (_no_labels(labels, logits.shape[-1], blank) & real).any(axis=-1)
     labels, order = first_of(real, jnp.where(real, labels, blank))
-    return _Given(log_probs, labels, jnp.take_along_axis(real, order, axis=-1), order, mask, blank)
+    real = jnp.take_along_axis(real, order, axis=-1)
+    return _Given(_log_probs(logits, mask), labels, real, order, wrong, mask, blank)
 
 
 def _steps(given):
     time = given.log_probs.shape[-2]
-    return jnp.full(given.labels.shape[:-1], time) if given.mask is None else jnp.asarray(given.mask).sum(axis=-1)
+    return jnp.full(given.labels.shape[:-1], time) if given.mask is None else given.mask.sum(axis=-1)
 
 
 def _repeats(given):
     return (given.labels[..., 1:] == given.labels[..., :-1]) & given.real[..., 1:]
 
 
-def _feasible(given):
+def _fits(given):
     return _steps(given) >= given.real.sum(axis=-1) + _repeats(given).sum(axis=-1)
 
 

@@ -1,6 +1,7 @@
 """Beam search over prefixes: alignments of the same labels are added up, so that labels compete, not alignments."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -91,12 +92,22 @@ def clean(beams: Beams, blank: int) -> Beams:
     return beams._replace(tokens=jnp.where(index < lengths[..., None], beams.tokens, blank), lengths=lengths)
 
 
-def check_search(name: str, beams: int, cell: Cell | None) -> None:
-    """Raises unless there is a number of beams, and the cell, if any, reads tokens."""
-    if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
+def static_number(value: Any) -> int | None:
+    """A whole number that is no tracer as an int, one of NumPy too; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_search(name: str, beams: int, cell: Cell | None) -> int:
+    """The number of beams; raises unless there is one, and the cell, if any, reads tokens."""
+    number = static_number(beams)
+    if number is None or number < 1:
         raise ValueError(f"{name} needs beams >= 1, a static number, got {beams!r}.")
     if cell is not None and not (isinstance(cell, Cell) and cell.input_rank == 0):
         raise TypeError(f"{name} needs a Cell that reads tokens, got {cell}.")
+    return number
 
 
 class _Search(NamedTuple):

@@ -159,6 +159,17 @@ def test_impossible_classes():
     assert np.isfinite(gradient).all() and not gradient[1].any()
 
 
+def test_a_step_without_a_possible_class():
+    """All logits are -inf: no alignment, and no gradient; off the mask it is no step."""
+    logits = np.zeros((2, 3, 3))
+    logits[:, 1] = -np.inf
+    mask = np.array([[True, True, True], [True, False, True]])
+    losses, gradient, alignment, possible, decoded = program(logits, np.array([[1], [1]]), mask, None, 0)
+    np.testing.assert_allclose(losses, [np.inf, np.log(3)])
+    assert np.isfinite(gradient).all() and not gradient[0].any() and gradient[1].any()
+    assert alignment.score[0] == decoded.score[0] == -np.inf and possible.all()
+
+
 @pytest.mark.parametrize("batch", [(), (2, 1)])
 def test_without_labels_or_steps(batch):
     logits = np.random.default_rng(0).normal(size=(*batch, 3, 4))
@@ -186,9 +197,18 @@ def test_ten_thousand_steps_in_float32():
 
 
 def test_what_is_no_label_gives_nan():
+    """Where labels are traced; concrete ones raise."""
     logits, labels = np.zeros((4, 3, 3)), np.array([[1], [0], [3], [-1]])
-    assert np.isnan(ctc.loss(logits, labels)).tolist() == [False, True, True, True]
-    assert not np.isnan(jax.grad(lambda logits: ctc.loss(logits, labels)[:1].sum())(logits)).any()
+    losses, gradient, alignment, possible, _ = program(logits, labels, None, None, 0)
+    assert np.isnan(losses).tolist() == np.isnan(alignment.score).tolist() == [False, True, True, True]
+    assert possible.tolist() == [True, False, False, False]
+    assert np.isfinite(gradient).all()
+    for call in (ctc.loss, ctc.align, ctc.feasible):
+        with pytest.raises(ValueError, match=r"label 0, which is the blank; if it pads.*length_mask\(lengths, 1\)"):
+            call(logits, labels)
+        with pytest.raises(ValueError, match="label 3, which is none of the vocab 3"):
+            call(logits[2:], labels[2:])
+        call(logits, labels, None, labels == 1)
 
 
 def test_errors():
@@ -200,7 +220,19 @@ def test_errors():
         (lambda: ctc.loss(logits, labels, blank=3), ValueError, "blank below the vocab 3, got 3"),
         (lambda: ctc.align(logits, labels, np.ones((2, 4))), TypeError, "boolean mask"),
         (lambda: ctc.feasible(logits, labels, None, np.ones((2, 3), bool)), ValueError, "label_mask of shape"),
+        (lambda: ctc.loss(logits, labels, [[1] * 4] * 2), TypeError, "boolean mask"),
+        (lambda: ctc.loss(logits, labels, None, [[1] * 2] * 2), TypeError, "boolean label_mask"),
         (lambda: ctc.greedy(logits, blank=-1), ValueError, "static blank"),
+        (lambda: jax.jit(lambda b: ctc.loss(logits, labels, blank=b))(0), ValueError, "static blank"),
+        (lambda: ctc.loss(logits, labels, blank=True), ValueError, "static blank"),
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_lists_and_numbers_of_numpy():
+    logits, labels = np.random.default_rng(0).normal(size=(1, 3, 3)), np.array([[1, 2]])
+    expected = ctc.loss(logits, labels, np.array([[True, False, True]]), np.array([[True, False]]), blank=0)
+    found = ctc.loss(logits, [[1, 2]], [[True, False, True]], [[True, False]], blank=np.int64(0))
+    np.testing.assert_array_equal(found, expected)
+    assert ctc.greedy(logits, blank=np.int32(2)).tokens.shape == (1, 3)
