@@ -15,7 +15,7 @@ traced the loss and the score of the row are NaN, and it is not feasible.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -293,7 +293,7 @@ class _Given(NamedTuple):
 def _checked(name, logits, labels, mask, label_mask, blank):
     logits, mask, blank = check_logits(name, logits, mask, blank)
     numbers, real = check_labels(name, labels, label_mask, logits.shape[:-2])
-    if _are_known(labels, label_mask):
+    if are_known(labels, label_mask):
         found = np.asarray(labels)[... if label_mask is None else np.asarray(label_mask)]
         wrong = found[_no_labels(found, logits.shape[-1], blank)]
         if wrong.size:
@@ -305,7 +305,8 @@ def _checked(name, logits, labels, mask, label_mask, blank):
     return logits, numbers, mask, real, blank
 
 
-def _are_known(*given):
+def are_known(*given: Any) -> bool:
+    """Whether the numbers in arrays can be looked at."""
     return all(not isinstance(leaf, Tracer) and getattr(leaf, "is_fully_addressable", True) for leaf in given)
 
 

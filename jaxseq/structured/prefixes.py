@@ -100,14 +100,20 @@ def static_number(value: Any) -> int | None:
         return None
 
 
+def at_least(least: int, name: str, what: str, value: Any) -> int:
+    """A static number; raises ValueError unless it is one of at least that."""
+    number = static_number(value)
+    if number is None or number < least:
+        raise ValueError(f"{name} needs {what} >= {least}, a static number, got {value!r}.")
+    return number
+
+
 def check_search(name: str, beams: int, cell: Cell | None) -> int:
     """The number of beams; raises unless there is one, and the cell, if any, reads tokens."""
-    number = static_number(beams)
-    if number is None or number < 1:
-        raise ValueError(f"{name} needs beams >= 1, a static number, got {beams!r}.")
+    beams = at_least(1, name, "beams", beams)
     if cell is not None and not (isinstance(cell, Cell) and cell.input_rank == 0):
         raise TypeError(f"{name} needs a Cell that reads tokens, got {cell}.")
-    return number
+    return beams
 
 
 class _Search(NamedTuple):

@@ -4,6 +4,9 @@ In step t, after u labels, the model gives the next label a log-probability, and
 too. An alignment is a way through the lattice of pairs (t, u), from (0, 0) to the blank that ends the last step with
 all labels given. On its diagonals, t + u = 0, 1, ..., it is a path over the states u that move up by at most one.
 
+There are no resets: labels belong to a whole sequence, so documents that were packed into one row are put into rows of
+their own.
+
 Graves, Sequence Transduction with Recurrent Neural Networks, 2012, arXiv:1211.3711.
 """
 
@@ -18,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks
 from jaxseq.structured.chains import Band, Chain, log_partition
-from jaxseq.structured.ctc import check_blank, check_labels, first_of
+from jaxseq.structured.ctc import are_known, check_blank, check_labels, first_of, log_softmax
 from jaxseq.structured.transducer_search import beam_search as beam_search
 
 
@@ -32,11 +35,10 @@ class Lattice(NamedTuple):
     label: Float[Array, "*batch time label"]
 
 
-@functools.partial(jax.jit, static_argnames="blank", inline=True)
 def lattice(
     log_probs: Float[Array, "*batch time position vocab"], labels: Int[Array, "*batch label"], *, blank: int = 0
 ) -> Lattice:
-    """The lattice of labels, of log-probabilities (`jax.nn.log_softmax` of the joint network's logits).
+    """The lattice of labels, of log-probabilities: `jax.nn.log_softmax` of the joint network's logits, not these.
 
     What is no label, the blank or a number out of range, is NaN, which a label mask takes off again.
 
@@ -49,7 +51,7 @@ def lattice(
             "transducer.lattice needs floating log_probs [*batch, time, label + 1, vocab], got "
             f"{errors.shape_of(log_probs)}."
         )
-    check_blank("transducer.lattice", blank, log_probs.shape[-1])
+    blank = check_blank("transducer.lattice", blank, log_probs.shape[-1])
     labels, _ = check_labels("transducer.lattice", labels, None, log_probs.shape[:-3])
     count = labels.shape[-1]
     if log_probs.shape[-2] != count + 1:
@@ -57,6 +59,12 @@ def lattice(
             f"transducer.lattice needs log_probs of one more position than labels, {count + 1}, got "
             f"{log_probs.shape[-2]}: before the first label and after each."
         )
+    return _lattice(log_probs, labels, blank=blank)
+
+
+@functools.partial(jax.jit, static_argnames="blank", inline=True)
+def _lattice(log_probs, labels, *, blank):
+    count = labels.shape[-1]
     vocab, steps = log_probs.shape[-1], log_probs.shape[:-2]
     index = jnp.broadcast_to(jnp.clip(labels, 0, vocab - 1)[..., None, :, None], (*steps, count, 1))
     taken = jnp.take_along_axis(log_probs[..., :-1, :], index, axis=-1)[..., 0]
@@ -70,15 +78,17 @@ def joint_lattice(
     predicted: Float[Array, "*batch position features"],
     labels: Int[Array, "*batch label"],
     mask: Bool[Array, "*batch time"] | None = None,
+    label_mask: Bool[Array, "*batch label"] | None = None,
     *,
     blank: int = 0,
 ) -> Lattice:
     """The lattice of labels, of what encoder and prediction network give, one step of the inputs after the other.
 
-    `joint(encoded [*batch, 1, features], predicted [*batch, label + 1, features])` gives logits, such as those of
+    `joint(encoded [*batch, 1, features], predicted [*batch, label + 1, features])` gives logits, not log-probabilities,
+    such as those of
     `Dense(...).apply(params, jnp.tanh(encoded + predicted))`. They are computed again for the gradient, so
     `[*batch, time, label + 1, vocab]` is never there at once. `predicted[..., u, :]` has read u labels: let the
-    prediction network read `begin(labels)`.
+    prediction network read `begin(labels)`. What is off the masks, NaN too, reaches no gradient; `loss` takes the same.
     """
     encoded, predicted = jnp.asarray(encoded), jnp.asarray(predicted)
     if encoded.ndim < 2 or predicted.ndim != encoded.ndim or predicted.shape[:-2] != encoded.shape[:-2]:
@@ -86,16 +96,24 @@ def joint_lattice(
             "transducer.joint_lattice needs encoded [*batch, time, features] and predicted [*batch, label + 1, "
             f"features], got {errors.shape_of((encoded, predicted))}."
         )
+    name = "transducer.joint_lattice"
+    labels, _ = check_labels(name, labels, None, encoded.shape[:-2])
+    count = labels.shape[-1]
+    if predicted.shape[-2] != count + 1:
+        raise ValueError(
+            f"{name} needs predicted [*batch, label + 1, features], {count + 1} positions for {count} labels, got "
+            f"{predicted.shape[-2]}: let the prediction network read begin(labels)."
+        )
+    mask, label_mask = _flags(name, mask, label_mask, (*encoded.shape[:-1], count))
     if mask is not None:
-        errors.check_flags("transducer.joint_lattice", mask, "mask", encoded.shape[:-1])
-        encoded = masks.zero_unless(jnp.asarray(mask), encoded)
+        encoded = masks.zero_unless(mask, encoded)
+    if label_mask is not None:
+        predicted = masks.zero_unless(_read(label_mask), predicted)
 
     @jax.checkpoint
     def one_step(x):
-        logits = joint(x[..., None, :], predicted)
-        with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
-            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        found = lattice(jax.nn.log_softmax(logits)[..., None, :, :], labels, blank=blank)
+        log_probs = log_softmax(joint(x[..., None, :], predicted))
+        found = lattice(log_probs[..., None, :, :], labels, blank=blank)
         return jax.tree.map(lambda leaf: leaf[..., 0, :], found)
 
     steps = lax.map(one_step, jnp.moveaxis(encoded, -2, 0))
@@ -112,7 +130,6 @@ def begin(labels: Int[Array, "*batch label"], *, blank: int = 0) -> Int[Array, "
     return jnp.concatenate([jnp.full_like(labels, blank, shape=(*labels.shape[:-1], 1)), labels], axis=-1)
 
 
-@functools.partial(jax.jit, inline=True)
 def loss(
     lattice: Lattice,
     mask: Bool[Array, "*batch time"] | None = None,
@@ -124,20 +141,49 @@ def loss(
     predictions are read, those on `label_mask` have to stand first, as `length_mask` has them. Half precision is
     computed in float32. Labels without a step have the loss inf, with gradients of 0.
 
+    Raises:
+        ValueError: if shapes do not agree, or the lattice, where it is concrete, holds no log-probabilities.
+        TypeError: if a mask is not boolean, or there is no lattice.
+
     >>> log_probs = jnp.log(jnp.full((3, 2, 4), 0.25))  # three steps, one label: three alignments, each of 4 choices
     >>> from jaxseq.structured import transducer
     >>> f"{loss(transducer.lattice(log_probs, jnp.array([2]))):.4f}"  # 4 ln 4 - ln 3
     '4.4466'
     """
     given = _checked(lattice)
+    mask, label_mask = _flags("transducer.loss", mask, label_mask, (*given.blank.shape[:-1], given.label.shape[-1]))
+    if are_known(*given, mask, label_mask):
+        with jax.ensure_compile_time_eval():
+            largest = _largest(given, mask, label_mask)
+        if largest > _MOST:
+            raise ValueError(
+                f"transducer.loss needs a Lattice of log-probabilities, got {largest:.3g} for blank and label "
+                "together: give lattice the jax.nn.log_softmax of logits, or let joint_lattice take it."
+            )
+    return _loss(given, mask, label_mask)
+
+
+_MOST = 0.02  # the log of what blank and label have together, if log-probabilities were rounded to bfloat16
+
+
+@jax.jit
+def _largest(given, mask, label_mask):
+    """The largest log of what blank and label have together."""
+    both = jnp.logaddexp(
+        given.blank, jnp.pad(given.label, [(0, 0)] * (given.label.ndim - 1) + [(0, 1)], constant_values=-jnp.inf)
+    )
+    both = both if mask is None else jnp.where(mask[..., None], both, -jnp.inf)
+    both = both if label_mask is None else jnp.where(_read(label_mask)[..., None, :], both, -jnp.inf)
+    return jnp.where(jnp.isnan(both), -jnp.inf, both).max(initial=-jnp.inf)
+
+
+@functools.partial(jax.jit, inline=True)
+def _loss(given, mask, label_mask):
     *batch, time, states = given.blank.shape
-    for flags, what, size in ((mask, "mask", time), (label_mask, "label_mask", states - 1)):
-        if flags is not None:
-            errors.check_flags("transducer.loss", flags, what, (*batch, size))
-    keep = jnp.ones((*batch, time), bool) if mask is None else jnp.asarray(mask)
-    real = jnp.ones((*batch, states - 1), bool) if label_mask is None else jnp.asarray(label_mask)
+    keep = jnp.ones((*batch, time), bool) if mask is None else mask
+    real = jnp.ones((*batch, states - 1), bool) if label_mask is None else label_mask
     steps, count = keep.sum(axis=-1), real.sum(axis=-1)
-    read = masks.length_mask(count + 1, states)[..., None, :]
+    read = _read(real)[..., None, :]
     given = jax.tree.map(lambda leaf: jnp.where(read[..., -leaf.shape[-1] :], leaf, -jnp.inf), given)
     given = given if mask is None else jax.tree.map(lambda leaf: _steps_first(keep, leaf), given)
     weights, ends = _diagonals(given, steps, count)
@@ -146,6 +192,21 @@ def loss(
     used = masks.length_mask(steps + count, weights.shape[-3]) & (steps > 0)[..., None]
     losses = -log_partition(Chain(start, Band(weights), emission, ends), used)
     return jnp.where(steps > 0, losses, jnp.where(count > 0, jnp.inf, 0).astype(losses.dtype))
+
+
+def _flags(name, mask, label_mask, shape):
+    """Both masks as arrays, checked for `[*batch, time, label]`."""
+    *batch, time, count = shape
+    mask, label_mask = (None if flags is None else jnp.asarray(flags) for flags in (mask, label_mask))
+    for flags, what, size in ((mask, "mask", time), (label_mask, "label_mask", count)):
+        if flags is not None:
+            errors.check_flags(name, flags, what, (*batch, size))
+    return mask, label_mask
+
+
+def _read(label_mask):
+    """The positions that count: before the first label and after each."""
+    return masks.length_mask(label_mask.sum(axis=-1) + 1, label_mask.shape[-1] + 1)
 
 
 def _checked(given: Lattice) -> Lattice:

@@ -46,19 +46,18 @@ def beam_search(
     ((3, 4), (3,))
     """
     name = "transducer.beam_search"
-    prefixes.check_search(name, beams, cell)
+    beams = prefixes.check_search(name, beams, cell)
     encoded = jnp.asarray(encoded)
     if encoded.ndim < 2 or not jnp.issubdtype(encoded.dtype, jnp.floating):
         raise ValueError(f"{name} needs floating encoded [*batch, time, features], got {errors.shape_of(encoded)}.")
-    if isinstance(max_labels, bool) or not isinstance(max_labels, int) or max_labels < 0:
-        raise ValueError(f"{name} needs max_labels >= 0, a static number, got {max_labels!r}.")
-    if isinstance(blank, bool) or not isinstance(blank, int) or blank < 0:
-        raise ValueError(f"{name} needs a static blank >= 0, got {blank!r}.")
+    max_labels = prefixes.at_least(0, name, "max_labels", max_labels)
+    blank = prefixes.at_least(0, name, "blank", blank)
+    mask = None if mask is None else jnp.asarray(mask)
     if mask is not None:
         errors.check_flags(name, mask, "mask", encoded.shape[:-1])
     if jax.tree_util.all_leaves([joint]):  # a plain function becomes a pytree that compares by it
         joint = jax.tree_util.Partial(joint)
-    keep = jnp.ones(encoded.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+    keep = jnp.ones(encoded.shape[:-1], bool) if mask is None else mask
     return _search(cell, params, joint, encoded, keep, beams=beams, max_labels=max_labels, blank=blank)
 
 

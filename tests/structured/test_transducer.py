@@ -164,8 +164,49 @@ def test_the_joint_network_step_by_step_gives_the_same():
     everything = f"{TIME}x{COUNT + 1}x{VOCAB}x"
     assert everything not in jax.jit(jax.grad(in_steps)).lower(kernel, encoded, predicted).as_text()
     assert everything in jax.jit(jax.grad(at_once)).lower(kernel, encoded, predicted).as_text()
-    spoilt = np.where(mask[..., None], encoded, np.nan)
-    assert np.isfinite(jax.grad(in_steps)(kernel, spoilt, predicted)).all()
+
+
+def test_padding_of_the_joint_network_reaches_no_gradient():
+    generator = np.random.default_rng(3)
+    kernel, encoded, predicted = (
+        generator.normal(size=shape) for shape in ((5, VOCAB), (2, TIME, 5), (2, COUNT + 1, 5))
+    )
+    labels, mask = np.array([[1, 2], [3, 0]]), np.array([[1, 1, 1], [1, 1, 0]], bool)
+    label_mask = np.array([[1, 1], [1, 0]], bool)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
+    def run(kernel, encoded, predicted):
+        lattice = transducer.joint_lattice(
+            lambda encoded, predicted: jnp.tanh(encoded + predicted) @ kernel,
+            encoded,
+            predicted,
+            labels,
+            mask,
+            label_mask,
+        )
+        return transducer.loss(lattice, mask, label_mask).sum()
+
+    expected = run(kernel, encoded, predicted)
+    encoded[1, 2], predicted[1, 2] = np.nan, np.nan
+    jax.tree.map(np.testing.assert_array_equal, run(kernel, encoded, predicted), expected)
+    assert not expected[1][1][1, 2].any() and not expected[1][2][1, 2].any() and expected[1][2][1, 1].any()
+
+
+def test_logits_are_no_log_probabilities():
+    """Where they can be looked at: a loss below 0 would be trained for."""
+    log_probs, labels = random_joint(0)
+    mask, label_mask = np.array([[1, 1, 0], [1, 1, 1]], bool), np.array([[1, 1], [1, 0]], bool)
+    with pytest.raises(ValueError, match=r"got 3\.\d+ for blank and label together: give lattice the jax.nn.log_soft"):
+        transducer.loss(transducer.lattice(log_probs + 4, labels))
+    known = transducer.lattice(log_probs, labels)
+    assert jax.jit(lambda: transducer.loss(known))().shape == (2,)
+    positions = np.array([[1, 1, 1], [1, 1, 0]], bool)
+    padded = np.where(mask[..., None, None] & positions[:, None, :, None], log_probs, 9)
+    transducer.loss(transducer.lattice(padded, labels), mask, label_mask)
+    half = jnp.full((1, 1, 2, 2), np.log(0.5), jnp.bfloat16)  # rounded up, so together more than 1
+    assert half.astype(float)[0, 0, 0, 0] > np.log(0.5)
+    transducer.loss(transducer.lattice(half, jnp.array([[1]])))
 
 
 def test_errors():
@@ -178,7 +219,14 @@ def test_errors():
         (lambda: transducer.loss(log_probs), TypeError, r"needs a Lattice\(blank, label\)"),
         (lambda: transducer.loss(transducer.Lattice(lattice.blank, lattice.blank)), ValueError, r"label \[\*batch"),
         (lambda: transducer.loss(lattice, np.ones((2, 3))), TypeError, "boolean mask"),
+        (lambda: transducer.loss(lattice, [[1] * 3] * 2), TypeError, "boolean mask"),
         (lambda: transducer.joint_lattice(None, log_probs[0], labels, labels), ValueError, "encoded"),
+        (
+            lambda: transducer.joint_lattice(None, log_probs[:, 0], log_probs[:, 0, :2], labels),
+            ValueError,
+            r"joint_lattice needs predicted \[\*batch, label \+ 1, features\], 3 positions for 2 labels, got 2",
+        ),
+        (lambda: jax.jit(lambda b: transducer.lattice(log_probs, labels, blank=b))(0), ValueError, "static blank"),
     ):
         with pytest.raises(error, match=message):
             call()
