@@ -27,14 +27,26 @@ class Beams(NamedTuple):
     scores: Float[Array, "*batch beam"]
 
 
+class Prefixes(NamedTuple):
+    """The prefixes of the beam, and whether the one is the other or begins it, `[the one, the other]`."""
+
+    tokens: Int[Array, "beam label"]
+    lengths: Int[Array, "beam"]
+    begins: Bool[Array, "beam beam"]
+
+    @classmethod
+    def empty(cls, beams: int, labels: int, blank: int) -> "Prefixes":
+        """One empty prefix, and others that are none."""
+        return cls(jnp.full((beams, labels), blank, int), jnp.zeros(beams, int), jnp.eye(beams, dtype=bool))
+
+
 class Chosen(NamedTuple):
-    """The best candidates: from which prefix each comes, by which token if it is longer than that; and the tokens."""
+    """The best candidates: from which prefix each comes, by which token if it is longer, and what they are."""
 
     parent: Int[Array, "beam"]
     token: Int[Array, "beam"]
     longer: Bool[Array, "beam"]
-    tokens: Int[Array, "beam label"]
-    lengths: Int[Array, "beam"]
+    prefixes: Prefixes
 
     def of(self, same: Array, longer: Array) -> Array:
         """What belongs to the chosen ones, of what belongs to prefixes that stay `[beam]` or grow `[beam, vocab]`."""
@@ -48,29 +60,32 @@ def last_tokens(tokens: Int[Array, "beam label"], lengths: Int[Array, "beam"], b
 
 
 def merge(
-    tokens: Int[Array, "beam label"], lengths: Int[Array, "beam"], possible: Array, longer: Array, blank: int
+    prefixes: Prefixes, possible: Array, longer: Array, blank: int
 ) -> tuple[Float[Array, "beam"], Float[Array, "beam vocab"]]:
     """What prefixes gain from shorter ones that grow into them, and what grows into no other prefix."""
-    last = last_tokens(tokens, lengths, blank)
-    at = lax.broadcasted_iota(int, tokens.shape, 1) == lengths[:, None] - 1
-    without_last = jnp.where(at, blank, tokens)
-    same = (tokens[:, None] == without_last[None]).all(axis=-1) & (lengths[:, None] + 1 == lengths[None])
+    last = last_tokens(prefixes.tokens, prefixes.lengths, blank)
+    same = prefixes.begins & (prefixes.lengths[:, None] + 1 == prefixes.lengths[None])
     same &= possible[None]  # [from, into]
     gained = jnp.where(same, longer[:, last], -jnp.inf).max(axis=0)
     merged = same.astype(longer.dtype) @ jax.nn.one_hot(last, longer.shape[-1], dtype=longer.dtype) > 0
     return gained, jnp.where(merged, -jnp.inf, longer)
 
 
-def choose(tokens: Array, lengths: Array, same: Float[Array, "beam"], longer: Float[Array, "beam vocab"]) -> Chosen:
+def choose(before: Prefixes, same: Float[Array, "beam"], longer: Float[Array, "beam vocab"]) -> Chosen:
     """The best of the prefixes that stay the same, and of those that grow by a token."""
     beams, vocab = longer.shape
     index = lax.top_k(jnp.concatenate([same, longer.ravel()]), beams)[1]
     grows, cell = index >= beams, jnp.maximum(index - beams, 0)
     parent, token = jnp.where(grows, cell // vocab, index), (cell % vocab).astype(int)
-    tokens, lengths = tokens[parent], lengths[parent]
+    tokens, lengths = before.tokens[parent], before.lengths[parent]
     at = (lax.broadcasted_iota(int, tokens.shape, 1) == lengths[:, None]) & grows[:, None]
     tokens = jnp.where(at, jnp.broadcast_to(token[:, None], tokens.shape), tokens)
-    return Chosen(parent, token, grows, tokens, lengths + grows.astype(int))
+    # one that grew begins another if its parent did, and the token after that is the same
+    following = jnp.pad(tokens, ((0, 0), (0, 1)))[:, lengths].T
+    lengths = lengths + grows.astype(int)
+    begins = before.begins[parent][:, parent] & (lengths[:, None] <= lengths[None])
+    begins &= ~grows[:, None] | (following == token[:, None])
+    return Chosen(parent, token, grows, Prefixes(tokens, lengths, begins))
 
 
 def read(cell: Cell, params: Any, state: Any, output: Array, chosen: Chosen) -> tuple[Any, Array]:
@@ -119,8 +134,7 @@ def check_search(name: str, beams: int, cell: Cell | None) -> int:
 class _Search(NamedTuple):
     """Of each prefix, the alignments that end with the blank and those that do not; what a language model says."""
 
-    tokens: Int[Array, "beam label"]
-    lengths: Int[Array, "beam"]
+    prefixes: Prefixes
     blank: Float[Array, "beam"]
     label: Float[Array, "beam"]
     score: Float[Array, "beam"]
@@ -162,24 +176,22 @@ def search(
                     f"{errors.shape_of(logits)} for {beams} tokens."
                 )
         nothing = jnp.full(beams, -jnp.inf, dtype)
-        tokens, lengths = jnp.full((beams, time), blank, int), jnp.zeros(beams, int)
         alone = jnp.where(first, 0, nothing)
-        return _Search(tokens, lengths, alone, nothing, jnp.zeros(beams, dtype), state, logits)
+        return _Search(Prefixes.empty(beams, time, blank), alone, nothing, jnp.zeros(beams, dtype), state, logits)
 
     def step(s: _Search, inputs):
         log_prob, keep = inputs
-        last, total = last_tokens(s.tokens, s.lengths, blank), jnp.logaddexp(s.blank, s.label)
+        last, total = last_tokens(s.prefixes.tokens, s.prefixes.lengths, blank), jnp.logaddexp(s.blank, s.label)
         again = jnp.arange(vocab) == last[:, None]  # the same label once more only after a blank
         longer = log_prob + jnp.where(again, s.blank[:, None], total[:, None])
         longer = jnp.where(jnp.arange(vocab) == blank, -jnp.inf, longer)
-        gained, longer = merge(s.tokens, s.lengths, total > -jnp.inf, longer, blank)
+        gained, longer = merge(s.prefixes, total > -jnp.inf, longer, blank)
         on_blank, on_label = total + log_prob[blank], jnp.logaddexp(s.label + log_prob[last], gained)
         score = s.score[:, None] + following(s.logits)
-        chosen = choose(s.tokens, s.lengths, jnp.logaddexp(on_blank, on_label) + s.score, longer + score)
+        chosen = choose(s.prefixes, jnp.logaddexp(on_blank, on_label) + s.score, longer + score)
         state, logits = (s.state, s.logits) if cell is None else read(cell, params, s.state, s.logits, chosen)
         new = _Search(
-            tokens=chosen.tokens,
-            lengths=chosen.lengths,
+            prefixes=chosen.prefixes,
             blank=chosen.of(on_blank, jnp.full_like(longer, -jnp.inf)),
             label=chosen.of(on_label, longer),
             score=chosen.of(s.score, score),
@@ -192,6 +204,6 @@ def search(
         s, _ = lax.scan(step, begin(), (log_probs, mask))
         total = jnp.logaddexp(s.blank, s.label)
         score = jnp.where(jnp.isneginf(total), -jnp.inf, total + s.score)
-        return clean(Beams(s.tokens, s.lengths, total, score), blank)
+        return clean(Beams(s.prefixes.tokens, s.prefixes.lengths, total, score), blank)
 
     return over_rows(row, mask.ndim - 1)(log_probs, mask)

@@ -154,7 +154,7 @@ def loss(
     mask, label_mask = _flags("transducer.loss", mask, label_mask, (*given.blank.shape[:-1], given.label.shape[-1]))
     if are_known(*given, mask, label_mask):
         with jax.ensure_compile_time_eval():
-            largest = _largest(given, mask, label_mask)
+            largest = float(_largest(given, mask, label_mask))
         if largest > _MOST:
             raise ValueError(
                 f"transducer.loss needs a Lattice of log-probabilities, got {largest:.3g} for blank and label "

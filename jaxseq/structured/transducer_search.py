@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell, Params
 from jaxseq.structured import prefixes
-from jaxseq.structured.prefixes import Beams
+from jaxseq.structured.ctc import log_softmax
+from jaxseq.structured.prefixes import Beams, Prefixes
 
 
 def beam_search(
@@ -61,15 +62,22 @@ def beam_search(
     return _search(cell, params, joint, encoded, keep, beams=beams, max_labels=max_labels, blank=blank)
 
 
-class _Search(NamedTuple):
-    """The prefixes on one diagonal, and the best of those that have ended."""
+class _Ended(NamedTuple):
+    """The best prefixes that have ended, with their log-probabilities."""
 
     tokens: Int[Array, "beam label"]
     lengths: Int[Array, "beam"]
     score: Float[Array, "beam"]
+
+
+class _Search(NamedTuple):
+    """The prefixes on one diagonal, and the best of those that have ended."""
+
+    prefixes: Prefixes
+    score: Float[Array, "beam"]
     state: Any
     predicted: Any
-    ended: Beams
+    ended: _Ended
 
 
 @functools.partial(jax.jit, static_argnames=("cell", "beams", "max_labels", "blank"))
@@ -89,36 +97,37 @@ def _search(cell, params, joint, encoded, keep, *, beams, max_labels, blank):
         with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
             dtype = jnp.promote_types(logits.dtype, jnp.float32)
         vocab = logits.shape[-1]
-        tokens, lengths = jnp.full((beams, max_labels), blank, int), jnp.zeros(beams, int)
+        empty = Prefixes.empty(beams, max_labels, blank)
         first = jnp.where(jnp.arange(beams) == 0, 0, jnp.full(beams, -jnp.inf, dtype))
         nothing = jnp.full(beams, -jnp.inf, dtype)
         ended = jnp.where(steps == 0, first, nothing)  # without steps there is one path, the empty one
         alive = jnp.where(steps == 0, nothing, first)
 
         def step(s: _Search, diagonal):
-            at = diagonal - s.lengths
+            (tokens, lengths, _), score = s.prefixes, s.score
+            at = diagonal - lengths
             here = encoded[jnp.clip(at, 0, max(time - 1, 0))]
-            log_prob = jax.nn.log_softmax(joint(here, s.predicted).astype(dtype)) + s.score[:, None]
-            grows = (jnp.arange(vocab) != blank)[None] & (s.lengths < max_labels)[:, None]
+            log_prob = log_softmax(joint(here, s.predicted)) + score[:, None]
+            grows = (jnp.arange(vocab) != blank)[None] & (lengths < max_labels)[:, None]
             longer, same = jnp.where(grows, log_prob, -jnp.inf), log_prob[:, blank]
             ends = at == steps - 1
-            ended = _best(s.ended, Beams(s.tokens, s.lengths, *[jnp.where(ends, same, -jnp.inf)] * 2))
+            ended = _best(s.ended, _Ended(tokens, lengths, jnp.where(ends, same, -jnp.inf)))
             same = jnp.where(ends, -jnp.inf, same)
-            gained, longer = prefixes.merge(s.tokens, s.lengths, same > -jnp.inf, longer, blank)
+            gained, longer = prefixes.merge(s.prefixes, same > -jnp.inf, longer, blank)
             same = jnp.logaddexp(same, gained)
-            chosen = prefixes.choose(s.tokens, s.lengths, same, longer)
+            chosen = prefixes.choose(s.prefixes, same, longer)
             state, predicted = prefixes.read(cell, params, s.state, s.predicted, chosen)
-            new = _Search(chosen.tokens, chosen.lengths, chosen.of(same, longer), state, predicted, ended)
+            new = _Search(chosen.prefixes, chosen.of(same, longer), state, predicted, ended)
             return new, None
 
-        begin = _Search(tokens, lengths, alive, state, predicted, Beams(tokens, lengths, ended, ended))
+        begin = _Search(empty, alive, state, predicted, _Ended(empty.tokens, empty.lengths, ended))
         s, _ = lax.scan(step, begin, jnp.arange(time + max_labels))
-        return prefixes.clean(s.ended, blank)
+        return prefixes.clean(Beams(*s.ended, s.ended.score), blank)
 
     return prefixes.over_rows(row, keep.ndim - 1)(encoded, keep)
 
 
-def _best(ended: Beams, new: Beams) -> Beams:
+def _best(ended: _Ended, new: _Ended) -> _Ended:
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ended, new)
-    order = lax.top_k(both.scores, len(new.scores))[1]
+    order = lax.top_k(both.score, len(new.score))[1]
     return jax.tree.map(lambda leaf: leaf[order], both)

@@ -104,6 +104,17 @@ def test_a_narrow_ctc_beam_keeps_what_the_paper_keeps():
             assert tuple(found.tokens[row, 0, beam, : found.lengths[row, 0, beam]].tolist()) == text
 
 
+def test_a_prefix_that_comes_back_is_merged():
+    """ab is pruned, while a and abc are kept, and grows again out of a: this happens 12 times in these rows."""
+    logits = np.random.default_rng(3).normal(size=(20, 10, 3), scale=3)
+    found = jax.tree.map(np.asarray, ctc.beam_search(logits, beams=6))
+    for row in range(20):
+        expected = narrow(scipy.special.log_softmax(logits[row], axis=-1), 6)
+        texts = [tuple(t[:n]) for t, n in zip(found.tokens[row], found.lengths[row], strict=True)]
+        assert texts == [text for text, _ in expected]
+        np.testing.assert_allclose(found.scores[row], [score for _, score in expected], rtol=1e-10)
+
+
 PREDICTION = js.Stack((js.Embed(VOCAB, 4), js.GRU(4, 5)))
 
 
