@@ -139,6 +139,22 @@ def test_packed_documents_have_the_loss_of_separate_ones():
         np.testing.assert_allclose(crf.loss(params, scores, tags, reset=reset, parallel=parallel), apart, rtol=1e-12)
 
 
+def test_small_losses_of_long_texts():
+    """The scores sum up to 70,000, of which float32 keeps no digit of such a loss; float64 is the reference."""
+    generator, time = np.random.default_rng(0), 4096
+    tags = generator.integers(3, size=time)
+    scores = generator.normal(size=(time, 3)) + 17 * (tags[:, None] == np.arange(3))
+    params = CRFParams(generator.normal(size=3), generator.normal(size=(3, 3)), generator.normal(size=3))
+    mask, reset = np.arange(time) % 100 != 50, np.arange(time) == 1000
+    run = jax.jit(jax.value_and_grad(lambda *given: CRF(3).loss(*given, reset=reset), argnums=1))
+    exact, wide = run(params, scores, tags, mask)
+    given = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (params, scores))
+    found, narrow = run(*given, tags, mask)
+    assert found.dtype == jnp.float32 and 1e-4 < exact < 1e-2
+    np.testing.assert_allclose(found, exact, rtol=0.03)
+    np.testing.assert_allclose(narrow, wide, atol=1e-5)
+
+
 def test_derivatives_and_dtypes():
     crf, (params, _, tags, _) = CRF(3, forbidden=Forbidden((2,), ((1, 1),))), random_field(6, time=3, batch=())
     scores, tags = np.random.default_rng(3).normal(size=(3, 3)), np.array([0, 2, 1])
@@ -185,6 +201,10 @@ def test_a_field_is_a_value():
     crf = CRF(3, forbidden=Forbidden((2,), ((0, 2),)))
     assert from_json(to_json(crf)) == crf
     assert hash(crf) == hash(CRF(3, forbidden=((2,), [[0, 2]], ())))
+    assert crf == CRF(3, forbidden=Forbidden((2, 2), ((0, 2), (0, 2))))
+    assert crf == CRF(3, forbidden=Forbidden(tuple(np.array([2])), tuple(np.array([[0, 2]]))))
+    several = CRF(3, forbidden=Forbidden((2, 0), ((1, 2), (0, 2)), (1, 0)))
+    assert several == CRF(3, forbidden=Forbidden((0, 2), ((0, 2), (1, 2)), (0, 1)))
     assert all(not leaf.any() for leaf in jax.tree.leaves(crf.init(jax.random.key(0))))
 
 
@@ -196,6 +216,7 @@ def test_errors():
         (lambda: CRF(0), ValueError, "states >= 1, got 0"),
         (lambda: CRF(3, forbidden=Forbidden((3,))), ValueError, "with states below 3"),
         (lambda: CRF(3, forbidden=Forbidden((), (1,))), ValueError, "pairs of them"),
+        (lambda: CRF(3, forbidden=Forbidden((1.0,))), ValueError, "with states below 3"),
         (lambda: crf.loss(params, np.zeros((4, 2)), tags), ValueError, "scores with 2 features"),
         (lambda: crf.loss(params, np.zeros((4, 3), np.float16), tags), TypeError, "scores of float16"),
         (lambda: crf.loss(params, np.zeros((4, 3)), tags[:3]), ValueError, "integer states"),
