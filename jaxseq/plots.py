@@ -184,6 +184,8 @@ def weights(
     >>> [axes.get_title() for axes in figure.axes]
     ['written', 'read']
     """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f'weights needs arrays by name, {{"name": array}}, got {type(weights).__name__}.')
     images = {name: np.asarray(image, np.float64) for name, image in weights.items()}
     for name, image in images.items():
         if image.ndim != 2 or (places is not None and image.shape[1] != len(places)):

@@ -32,7 +32,7 @@ class QuestionArrays(NamedTuple):
     answer: Int[np.ndarray, " question"]
 
 
-def read(path: pathlib.Path) -> list[Question]:
+def read(path: str | pathlib.Path) -> list[Question]:
     """The questions of a file, each with the sentences of its story so far.
 
     A line is a number, which begins again at 1 with each story, and a sentence, or a question, its answer and the
@@ -41,6 +41,7 @@ def read(path: pathlib.Path) -> list[Question]:
     Raises:
         UserError: if there is no such file, or a line is something else; it is named.
     """
+    path = pathlib.Path(path)
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -58,7 +59,7 @@ def read(path: pathlib.Path) -> list[Question]:
         def wrong(needed: str, where: int = line_number, line: str = line) -> UserError:
             return UserError(f"line {where} of {path} needs {needed}, got {line[:60]!r}")
 
-        number, _, text = line.strip().partition(" ")
+        number, _, text = line.lstrip().partition(" ")
         if not number.isdecimal() or int(number) not in (1, last + 1):
             raise wrong(f"a number first, {last + 1}, or 1 where a story begins")
         if (last := int(number)) == 1:
@@ -78,7 +79,8 @@ def read(path: pathlib.Path) -> list[Question]:
         found = tuple(indices[int(part)] for part in support)
         questions.append(Question(tuple(story), words(sentence), answer, found))
     if not questions:
-        raise UserError(f"{path} holds no questions")
+        tabs = "" if "\t" in content else ": no line has a tab; a question is `number question<TAB>answer<TAB>support`"
+        raise UserError(f"{path} holds no questions{tabs}")
     return questions
 
 
@@ -109,12 +111,17 @@ def arrays(
     """Questions as arrays: of each story the last `sentences`, and of each sentence all words, or at least `words`.
 
     Raises:
+        ValueError: if there are no questions, or `sentences` is below 1.
         UserError: if a word is not in the vocabulary.
 
     >>> one = Question((("mary", "left"), ("bob", "sat")), ("who", "left"), "mary", (0,))
     >>> arrays([one], vocabulary([one]), sentences=1).story.tolist()
     [[[0, 3]]]
     """
+    if not len(questions) or sentences < 1:
+        raise ValueError(
+            f"arrays needs at least 1 question and sentences >= 1, got {len(questions)} questions, {sentences=}."
+        )
     tokens = {word: index for index, word in enumerate(vocabulary)}
     stories = [item.story[-sentences:] for item in questions]
     longest = max((len(s) for item, story in zip(questions, stories, strict=True) for s in (*story, item.question)))

@@ -29,6 +29,7 @@ REFUSED = {
     "periods": (lambda: js.ClockworkRNN(2, 4, periods=(True, 2)), "needs increasing periods"),
     "merge": (lambda: js.Bidirectional(js.LSTM(2, 3), js.LSTM(2, 3), merge="add"), "product, both, got 'add'"),
     "norms": (lambda: js.plots.gradient_flow(jnp.ones(3)), 'needs norms by name, {"name": norms}, got'),
+    "weights": (lambda: js.plots.weights(jnp.ones((3, 4))), 'needs arrays by name, {"name": array}, got'),
     "lengths": (
         lambda: js.pooling.last(jnp.ones((2, 5, 3)), jnp.array([3, 5])),
         "length_mask(lengths, time) makes one",

@@ -30,6 +30,19 @@ def test_stories_go_on_and_begin_anew(tmp_path):
     assert third == ((("bob", "sat"),), ("who", "sat"), "bob", (0,))
 
 
+def test_a_path_may_be_text_and_lines_indented(tmp_path):
+    path = write(tmp_path, TEXT)
+    assert questions.read(str(path)) == questions.read(path)
+    assert questions.read(write(tmp_path, "  1 Bob sat. \r\n 2 Who sat?\tBob\t1 \r\n"))[0].story == (("bob", "sat"),)
+
+
+def test_arrays_of_nothing(tmp_path):
+    items = questions.read(write(tmp_path, TEXT))
+    for given, sentences in (([], 2), (items, 0), (items, -1)):
+        with pytest.raises(ValueError, match=f"at least 1 question and sentences >= 1, got {len(given)} questions"):
+            questions.arrays(given, questions.vocabulary(items), sentences)
+
+
 def test_arrays_hold_the_last_sentences(tmp_path):
     items = questions.read(write(tmp_path, TEXT))
     words = questions.vocabulary(items)
@@ -56,7 +69,11 @@ WRONG = {
     "answer": ("1 A b.\n2 Who?\t\t1\n", "line 2 of .* needs a question, its answer and the numbers"),
     "fields": ("1 A b.\n2 Who?\ta\t1\t2\n", "line 2 of .* needs a question, its answer and the numbers"),
     "support": ("1 A b.\n2 Who?\ta\t2\n", "line 2 of .* needs as support numbers of sentences before it"),
-    "nothing": ("1 A b.\n", "task.txt holds no questions"),
+    "no answer": ("1 A b.\n2 Who?\t\n", r"line 2 of .* needs a question, its answer .*, got '2 Who\?\\t'"),
+    "nothing": (
+        "1 A b.\n",
+        "task.txt holds no questions: no line has a tab; a question is `number question<TAB>answer",
+    ),
 }
 
 
