@@ -333,9 +333,9 @@ class _Parts(NamedTuple):
 
 def _flags(parts):
     """The mask, all True without one, and where in it documents begin and end."""
-    shape = parts.emission.shape[:-1]
-    keep = jnp.ones(shape, bool) if parts.keep is None else parts.keep
-    return keep, masks.places(shape, parts.keep, parts.reset, axis=0)
+    keep = jnp.ones_like(parts.emission[..., 0], bool) if parts.keep is None else parts.keep
+    places = masks.places(keep.shape, parts.keep, parts.reset, axis=0)
+    return keep, sharding.placed(places, jax.typeof(keep).sharding.spec)
 
 
 def _wide(array):

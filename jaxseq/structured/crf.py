@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -167,9 +168,10 @@ def _relative(chain: Chain, tags: Array, mask: Any, reset: Any) -> Chain:
 
     The potentials that meet in a state are taken off in the order in which they are added, which cancels to 0 exactly.
     """
-    keep = jnp.ones(tags.shape, bool) if mask is None else jnp.asarray(mask)
-    places = masks.places(tags.shape, None if mask is None else keep, None if reset is None else jnp.asarray(reset))
-    states, emission = chain.emission.shape[-1], chain.emission
+    states, emission = chain.emission.shape[-1], jnp.asarray(chain.emission)
+    mask, reset = (None if flags is None else jnp.asarray(flags) for flags in (mask, reset))
+    keep = jnp.ones_like(emission[..., 0], bool) if mask is None else mask
+    places = sharding.placed(masks.places(keep.shape, mask, reset), jax.typeof(keep).sharding.spec)
     dtype = jnp.promote_types(emission.dtype, jnp.float32)
     start, transition, end = (jnp.asarray(part).astype(dtype) for part in (chain.start, chain.transition, chain.end))
     tags = jnp.clip(tags, 0, states - 1)

@@ -338,18 +338,19 @@ def _chain(given: _Given) -> Chain:
     """The chain whose paths are the alignments of the labels."""
     *batch, count = given.labels.shape
     states = 2 * count + 1
-    classes = jnp.full((*batch, states), given.blank).at[..., 1::2].set(given.labels)
+    outer = [(0, 0)] * len(batch)
+    pairs = jnp.stack([jnp.full_like(given.labels, given.blank), given.labels], axis=-1).reshape(*batch, 2 * count)
+    classes = jnp.pad(pairs, [*outer, (0, 1)], constant_values=given.blank)
     emission = _classes_at(given.log_probs, classes)
-    possible = jnp.ones((*batch, 3, states), bool).at[..., 2, ::2].set(False)  # over a label, but no blank
-    possible = possible.at[..., 2, 3::2].set(~_repeats(given))
+    before = jnp.pad(classes, [*outer, (2, 0)], constant_values=given.blank)[..., :states]
+    skips = (classes != given.blank) & (classes != before)  # over the blank between two labels
+    moves = jnp.stack([jnp.ones_like(skips), jnp.ones_like(skips), skips], axis=-2)
     index, ends = lax.broadcasted_iota(int, classes.shape, len(batch)), 2 * given.real.sum(axis=-1, keepdims=True)
 
     def only(flags):
         return jnp.where(flags, 0, -jnp.inf).astype(emission.dtype)
 
-    return Chain(
-        only(jnp.arange(states) < 2), Band(only(possible)), emission, only((index == ends) | (index == ends - 1))
-    )
+    return Chain(only(jnp.arange(states) < 2), Band(only(moves)), emission, only((index == ends) | (index == ends - 1)))
 
 
 @jax.custom_jvp

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 from jaxseq.structured.chains import Band, Chain, log_partition
 from jaxseq.structured.ctc import are_known, check_blank, check_labels, first_of, log_softmax
 from jaxseq.structured.transducer_search import beam_search as beam_search
@@ -127,7 +127,7 @@ def begin(labels: Int[Array, "*batch label"], *, blank: int = 0) -> Int[Array, "
     [0, 3, 1]
     """
     labels = jnp.asarray(labels)
-    return jnp.concatenate([jnp.full_like(labels, blank, shape=(*labels.shape[:-1], 1)), labels], axis=-1)
+    return jnp.pad(labels, [(0, 0)] * (labels.ndim - 1) + [(1, 0)], constant_values=blank)
 
 
 def loss(
@@ -180,8 +180,9 @@ def _largest(given, mask, label_mask):
 @functools.partial(jax.jit, inline=True)
 def _loss(given, mask, label_mask):
     *batch, time, states = given.blank.shape
-    keep = jnp.ones((*batch, time), bool) if mask is None else mask
-    real = jnp.ones((*batch, states - 1), bool) if label_mask is None else label_mask
+    spec = sharding.leading_spec(given, len(batch))
+    keep = sharding.placed(jnp.ones((*batch, time), bool), spec) if mask is None else mask
+    real = sharding.placed(jnp.ones((*batch, states - 1), bool), spec) if label_mask is None else label_mask
     steps, count = keep.sum(axis=-1), real.sum(axis=-1)
     read = _read(real)[..., None, :]
     given = jax.tree.map(lambda leaf: jnp.where(read[..., -leaf.shape[-1] :], leaf, -jnp.inf), given)
