@@ -94,6 +94,14 @@ def read(cell: Cell, params: Any, state: Any, output: Array, chosen: Chosen) -> 
     return masks.select(chosen.longer, cell.step(params, before[0], chosen.token), before)
 
 
+def typed_as(tree: Any, row: Array) -> Any:
+    """The same numbers, as one row of a batch that stands where that of `row` does."""
+    nothing = jnp.zeros_like(row.sum(), int)
+    return jax.tree.map(
+        lambda leaf: leaf ^ (nothing > 0) if leaf.dtype == bool else leaf + nothing.astype(leaf.dtype), tree
+    )
+
+
 def over_rows(search: Callable[..., Any], rows: int) -> Callable[..., Any]:
     """A search in one row, for arrays with so many batch axes."""
     return functools.reduce(lambda mapped, _: jax.vmap(mapped), range(rows), search)
@@ -201,7 +209,7 @@ def search(
         return jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, s), None
 
     def row(log_probs, mask):
-        s, _ = lax.scan(step, begin(), (log_probs, mask))
+        s, _ = lax.scan(step, typed_as(begin(), mask), (log_probs, mask))
         total = jnp.logaddexp(s.blank, s.label)
         score = jnp.where(jnp.isneginf(total), -jnp.inf, total + s.score)
         return clean(Beams(s.prefixes.tokens, s.prefixes.lengths, total, score), blank)

@@ -121,7 +121,7 @@ def _search(cell, params, joint, encoded, keep, *, beams, max_labels, blank):
             return new, None
 
         begin = _Search(empty, alive, state, predicted, _Ended(empty.tokens, empty.lengths, ended))
-        s, _ = lax.scan(step, begin, jnp.arange(time + max_labels))
+        s, _ = lax.scan(step, prefixes.typed_as(begin, keep), jnp.arange(time + max_labels))
         return prefixes.clean(Beams(*s.ended, s.ended.score), blank)
 
     return prefixes.over_rows(row, keep.ndim - 1)(encoded, keep)
