@@ -97,9 +97,7 @@ def read(cell: Cell, params: Any, state: Any, output: Array, chosen: Chosen) -> 
 def typed_as(tree: Any, row: Array) -> Any:
     """The same numbers, as one row of a batch that stands where that of `row` does."""
     nothing = jnp.zeros_like(row.sum(), int)
-    return jax.tree.map(
-        lambda leaf: leaf ^ (nothing > 0) if leaf.dtype == bool else leaf + nothing.astype(leaf.dtype), tree
-    )
+    return jax.tree.map(lambda leaf: jnp.where(nothing == 0, leaf, jnp.zeros_like(leaf)), tree)
 
 
 def over_rows(search: Callable[..., Any], rows: int) -> Callable[..., Any]:
