@@ -36,6 +36,12 @@ def flags(time=TIME, batch=2):
     )
 
 
+def lengths(time=TIME, batch=2):
+    """Random masks of right-padded rows, also of 0 steps and of 1."""
+    count = strategies.lists(strategies.integers(0, time), min_size=batch, max_size=batch)
+    return count.map(lambda values: np.arange(time) < np.array(values)[:, None])
+
+
 def check(*strategies):
     """A hypothesis test of few examples, the same ones each time, without a limit in time; the first failure counts."""
     phases = [hypothesis.Phase.generate]

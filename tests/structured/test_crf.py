@@ -15,7 +15,7 @@ from jaxseq import from_json, length_mask, to_json
 from jaxseq.structured import chains
 from jaxseq.structured.crf import CRF, CRFParams, Forbidden, forbidden
 from tests.peers import peer
-from tests.structured.paths import TIME, all_paths, check, documents, flags
+from tests.structured.paths import TIME, all_paths, check, documents, flags, lengths
 
 pytestmark = pytest.mark.usefixtures("float64")
 SEEDS = strategies.integers(0, 2**31)
@@ -59,7 +59,7 @@ def program(params, scores, tags, allowed, mask, reset):
     return of(crf.loss, tags), of(crf.partial_loss, allowed), path
 
 
-@check(SEEDS, flags(), flags())
+@check(SEEDS, lengths() | flags(), flags())
 def test_losses_equal_enumeration(seed, mask, reset):
     params, scores, tags, allowed = random_field(seed)
     given = np.where(mask[..., None], scores, np.nan)

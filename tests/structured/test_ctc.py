@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 from jaxseq import length_mask
 from jaxseq.structured import ctc
 from tests.peers import peer
-from tests.structured.paths import check, flags
+from tests.structured.paths import check, flags, lengths
 
 pytestmark = pytest.mark.usefixtures("float64")
 SEEDS = strategies.integers(0, 2**31)
@@ -49,7 +49,7 @@ def program(logits, labels, mask, label_mask, blank):
 
 @pytest.mark.parametrize("blank", [0, 2])
 def test_everything_equals_enumeration(blank):
-    @check(SEEDS, flags(TIME), flags(3))
+    @check(SEEDS, lengths(TIME) | flags(TIME), lengths(3) | flags(3))
     def examples(seed, mask, label_mask):
         generator = np.random.default_rng(seed)
         logits = generator.normal(size=(2, TIME, VOCAB))
@@ -149,6 +149,22 @@ def test_derivatives_batches_and_dtypes():
     np.testing.assert_allclose(value, loss(half.astype(float)).sum(), rtol=1e-6)
 
 
+def test_second_derivatives_equal_those_of_the_enumeration():
+    """Of a row that fits, one that does not, one that needs a class of the logit -inf, and one without steps."""
+    logits = np.random.default_rng(4).normal(size=(4, 3, VOCAB))
+    logits[2, :, 2] = -np.inf
+    labels, mask = np.array([[1, 2], [1, 1], [2, 1], [1, 2]]), np.arange(3) < np.array([3, 2, 3, 0])[:, None]
+    paths = [path for path in itertools.product(range(VOCAB), repeat=3) if collapsed(path, 0) == (1, 2)]
+
+    def of_enumeration(logits):
+        log_probs = jax.nn.log_softmax(logits)
+        return -jax.nn.logsumexp(jnp.stack([sum(log_probs[t, z] for t, z in enumerate(path)) for path in paths]))
+
+    found = jax.jit(jax.vmap(jax.hessian(ctc.loss)))(logits, labels, mask)
+    np.testing.assert_allclose(found[0], jax.jit(jax.hessian(of_enumeration))(logits[0]), atol=1e-12)
+    assert found[0].any() and not found[1:].any()
+
+
 def test_impossible_classes():
     """A logit of -inf is a class of probability 0; a row that needs it has no alignment."""
     logits = np.zeros((2, 3, 3))
@@ -194,6 +210,21 @@ def test_ten_thousand_steps_in_float32():
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, rtol=1e-6)
     np.testing.assert_allclose(narrow, wide, atol=2e-3)
+
+
+def test_an_alignment_of_ten_thousand_steps_in_float32():
+    """Runs of labels with blanks between them, in which every step is told by its logits."""
+    generator = np.random.default_rng(5)
+    labels = generator.integers(1, 5, size=40)
+    bounds = np.sort(generator.choice(np.arange(1, 10_000), size=80, replace=False))
+    state = np.searchsorted(bounds, np.arange(10_000), side="right")
+    path = np.where(state % 2 == 1, labels[np.minimum(state // 2, 39)], 0)
+    logits = generator.normal(size=(10_000, 5)) + 12 * np.eye(5)[path]
+    found = ctc.align(logits.astype(np.float32), labels)
+    np.testing.assert_array_equal(found.labels, path)
+    np.testing.assert_array_equal(found.spans, bounds.reshape(40, 2))
+    score = scipy.special.log_softmax(logits, axis=-1)[np.arange(10_000), path].sum()
+    np.testing.assert_allclose(found.score, score, rtol=1e-3)
 
 
 def test_what_is_no_label_gives_nan():

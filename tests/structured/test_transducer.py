@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from jaxseq import length_mask
 from jaxseq.structured import transducer
-from tests.structured.paths import check, flags
+from tests.structured.paths import check, flags, lengths
 
 pytestmark = pytest.mark.usefixtures("float64")
 SEEDS = strategies.integers(0, 2**31)
@@ -44,7 +44,7 @@ def ways(steps, count):
         yield [None if place in places else next(blanks) for place in range(len(steps) - 1 + count)] + [steps[-1]]
 
 
-@check(SEEDS, flags(TIME), strategies.tuples(*[strategies.integers(0, COUNT)] * 2))
+@check(SEEDS, lengths(TIME) | flags(TIME), strategies.tuples(*[strategies.integers(0, COUNT)] * 2))
 def test_losses_equal_enumeration(seed, mask, counts):
     log_probs, labels = random_joint(seed)
     log_probs[0, 1, 0, 0] = -np.inf  # no blank there
@@ -106,6 +106,21 @@ def test_without_steps():
     assert transducer.loss(transducer.lattice(log_probs[:, :, :1], labels[:, :0])).tolist() == [0, 0]
     no_labels = np.zeros((2, COUNT), bool)
     assert transducer.loss(transducer.lattice(log_probs, labels), None, no_labels).tolist() == [0, 0]
+
+
+def test_ten_thousand_steps_in_float32():
+    """With the same probabilities everywhere, -ln of C(T - 1 + U, U) alignments of T blanks and U labels each."""
+    time, count = 10_000, 3
+    blank, label = np.log(0.9), np.log(0.02)
+    lattice = transducer.Lattice(
+        jnp.full((time, count + 1), blank, jnp.float32), jnp.full((time, count), label, jnp.float32)
+    )
+    ways = scipy.special.gammaln(time + count) - scipy.special.gammaln(count + 1) - scipy.special.gammaln(time)
+    loss, gradient = jax.jit(jax.value_and_grad(transducer.loss))(lattice)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, -(ways + time * blank + count * label), rtol=1e-5)
+    np.testing.assert_allclose(gradient.blank.sum(), -time, rtol=1e-3)
+    np.testing.assert_allclose(gradient.label.sum(axis=0), -np.ones(count), rtol=1e-3)
 
 
 @pytest.mark.slow
