@@ -164,6 +164,7 @@ def test_the_structured_page_runs():
     assert (jnp.diff(names["fitted"].trace) > -1e-2).all() and names["driven_likelihood"].shape == (8,)
     assert names["tagged"] == [["DET", "NOUN", "VERB"]]
     assert (names["found_tags"] == names["gold"])[names["text_mask"]].mean() > 0.95
+    assert names["f1"] > 0.9 and names["read"].tokens.shape == (4, 8, 30)
     assert names["fits"].tolist() == [True, True, True, False] and jnp.isfinite(names["ctc_loss"])
     assert names["transducer_losses"].shape == (4,) and names["heard"].tokens.shape == (4, 4, 15)
 
@@ -173,6 +174,7 @@ def test_the_memories_run():
     names = run_examples("docs/memory.md")
     assert names["wrong"] <= 5 and names["losses"][-10:].mean() < 0.35  # of 256 bits; from 0.69
     assert names["links"].shape == (1, 12, 12) and names["stacks"].actions.shape == (1, 2, 3)
+    assert names["first"].support == (0,) and names["small"].story.shape == (1, 2, 5)
     assert names["answer_losses"][-10:].mean() < 0.2 and names["weights"].shape == (300, 2, 4)
 
 
