@@ -172,7 +172,7 @@ def test_the_structured_page_runs():
 @pytest.mark.slow
 def test_the_memories_run():
     names = run_examples("docs/memory.md")
-    assert names["wrong"] <= 5 and names["losses"][-10:].mean() < 0.35  # of 256 bits; from 0.69
+    assert names["wrong"] <= 5 and names["losses"][-10:].mean() < 0.2  # of 256 bits; from 0.69
     assert names["links"].shape == (1, 12, 12) and names["stacks"].actions.shape == (1, 2, 3)
     assert names["first"].support == (0,) and names["small"].story.shape == (1, 2, 5)
     assert names["answer_losses"][-10:].mean() < 0.2 and names["weights"].shape == (300, 2, 4)
