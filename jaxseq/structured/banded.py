@@ -19,6 +19,15 @@ from jaxseq.core.unroll import scan_from_fresh
 from jaxseq.structured.semirings import logsumexp
 
 
+class Band(NamedTuple):
+    """Transitions that move up by 0 to K - 1 states: `weights[..., k, j]` is that from state j - k to state j.
+
+    What would begin below state 0 is not read. The alignments of CTC and of transducers are such.
+    """
+
+    weights: Float[Array, "... moves state"]
+
+
 class Potentials(NamedTuple):
     """The log potentials of a banded chain, time first; with `[time, ...]` weights where they vary."""
 
