@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors
 from jaxseq.structured import passes, semirings
 from jaxseq.structured.banded import Band as Band
+from jaxseq.structured.passes import Parts
 from jaxseq.structured.semirings import LOG, MAX, Semiring
 
 
@@ -65,9 +66,7 @@ def total(
     9.0
     """
     parts = _checked("total", chain, mask, reset)
-    if semiring is LOG and isinstance(parts.transition, Band) and not parallel:
-        return passes.banded_log_partition(*parts)
-    return passes.forward(semiring, parallel, *parts).total
+    return _log_partition(parts, parallel) if semiring is LOG else passes.forward(semiring, parallel, *parts).total
 
 
 def log_partition(
@@ -85,7 +84,7 @@ def log_partition(
     >>> print(jnp.exp(log_partition(chain)).round(3))
     9.0
     """
-    return total(LOG, chain, mask, reset=reset, parallel=parallel)
+    return _log_partition(_checked("log_partition", chain, mask, reset), parallel)
 
 
 def marginals(
@@ -102,10 +101,12 @@ def marginals(
     [[1.0, 0.0], [0.5, 0.5]]
     """
 
-    def of_emission(emission):
-        return log_partition(chain._replace(emission=emission), mask, reset=reset, parallel=parallel).sum()
+    chain = _arrays("marginals", chain)
 
-    return jax.grad(of_emission)(_wide(chain.emission))
+    def of_emission(emission):
+        return _log_partition(_checked("marginals", chain._replace(emission=emission), mask, reset), parallel).sum()
+
+    return jax.grad(of_emission)(chain.emission)
 
 
 def pair_marginals(
@@ -120,17 +121,17 @@ def pair_marginals(
     It is 0 out of the last step of a document and off the mask. For the sums over all steps, the expected counts, take
     the gradient of `log_partition` with regard to `transition`: it needs no array of all steps.
     """
+    name, chain = "pair_marginals", _arrays("pair_marginals", chain)
+    _checked(name, chain, mask, reset)
     nothing = jnp.zeros_like(chain.emission[..., :1, None])  # placed on devices as the rows are
 
     def each_step(weights):
-        if weights.ndim > chain.emission.ndim:
-            return weights
-        return weights[..., None, :, :] + nothing
+        return weights if weights.ndim > chain.emission.ndim else weights[..., None, :, :] + nothing
 
     def of_transition(transition):
-        return log_partition(chain._replace(transition=transition), mask, reset=reset, parallel=parallel).sum()
+        return _log_partition(_checked(name, chain._replace(transition=transition), mask, reset), parallel).sum()
 
-    return jax.grad(of_transition)(jax.tree.map(lambda weights: each_step(_wide(weights)), chain.transition))
+    return jax.grad(of_transition)(jax.tree.map(each_step, chain.transition))
 
 
 def expectation(
@@ -152,14 +153,21 @@ def expectation(
     1.5
     """
 
-    def of(chain):
-        return log_partition(chain, mask, reset=reset, parallel=parallel)
-
-    chain = jax.tree.map(_wide, chain)
+    chain = _arrays("expectation", chain)
     if jax.tree.structure(chain) != jax.tree.structure(values):
         raise ValueError(f"expectation needs values with the parts of the chain, got {errors.shape_of(values)}.")
-    values = jax.tree.map(lambda value, like: jnp.broadcast_to(value, like.shape).astype(like.dtype), values, chain)
-    return jax.jvp(of, (chain,), (values,))[1]
+
+    def of(chain):
+        return _log_partition(_checked("expectation", chain, mask, reset), parallel)
+
+    def direction(value, like):
+        value = jnp.asarray(value, like.dtype)
+        axes = zip(reversed(value.shape), reversed(like.shape), strict=False)
+        if value.ndim > like.ndim or any(own not in (1, wanted) for own, wanted in axes):
+            raise ValueError(f"expectation needs values of the shapes of the chain: {like.shape}, not {value.shape}.")
+        return jnp.broadcast_to(value, like.shape)
+
+    return jax.jvp(of, (chain,), (jax.tree.map(direction, values, chain),))[1]
 
 
 def entropy(
@@ -174,9 +182,20 @@ def entropy(
     >>> print(entropy(Chain(jnp.zeros(2), jnp.zeros((2, 2)), jnp.zeros((3, 2)))).round(3))  # 3 ln 2
     2.079
     """
-    scores = jax.tree.map(lambda score: jnp.where(jnp.isneginf(score), 0, score), chain)
-    log_z = log_partition(chain, mask, reset=reset, parallel=parallel)
-    mean = expectation(chain, scores, mask, reset=reset, parallel=parallel)
+    given = _checked("entropy", chain, mask, reset)
+    # without what all paths share: else the entropy would be the small difference of two large numbers
+    potentials = {
+        "start": _centred(given.start, 1),
+        "transition": jax.tree.map(lambda weights: _centred(weights, 2), given.transition),
+        "emission": _centred(given.emission, 1),
+        "end": _centred(given.end, 1),
+    }
+
+    def of(potentials):
+        return _log_partition(given._replace(**potentials), parallel)
+
+    scores = jax.tree.map(lambda score: jnp.where(jnp.isneginf(score), 0, score), potentials)
+    log_z, mean = jax.jvp(of, (potentials,), (scores,))
     return jnp.where(jnp.isneginf(log_z), 0, log_z - mean)
 
 
@@ -198,12 +217,9 @@ def best_path(
     ([0, 0], 2.0)
     """
 
-    def pick(key, scores, rank):
-        return scores.argmax(axis=-1)
-
     given = _checked("best_path", chain, mask, reset)
     forward = passes.forward(MAX, parallel, *given)
-    return Path(passes.walk(pick, parallel, forward.states[:, None], None, 0, *given), forward.total)
+    return Path(passes.walk(_largest, parallel, forward.states[:, None], None, 0, *given), forward.total)
 
 
 def best_paths(
@@ -226,12 +242,9 @@ def best_paths(
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"best_paths needs k >= 1, a static number, got {k!r}.")
 
-    def pick(key, scores, rank):
-        return jnp.take_along_axis(lax.top_k(scores, k)[1], rank[..., None], axis=-1)[..., 0]
-
     given = _checked("best_paths", chain, mask, reset)
     forward = passes.forward(semirings.best(k), parallel, *given)
-    walk = functools.partial(passes.walk, pick, parallel, forward.states, None)
+    walk = functools.partial(passes.walk, _ranked(k), parallel, forward.states, None)
     paths = jax.vmap(lambda rank: walk(rank, *given))(jnp.arange(k))
     return Path(paths, forward.total)
 
@@ -251,14 +264,27 @@ def sample_path(
     """
     errors.check_key("sample_path", key)
 
-    def pick(key, scores, rank):
-        return jax.random.categorical(key, scores, axis=-1)
-
     given = _checked("sample_path", chain, mask, reset)
     forward = passes.forward(LOG, parallel, *given)
     keys = jax.random.split(key, chain.emission.shape[-2])
-    states = passes.walk(pick, parallel, forward.states[:, None], keys, 0, *given)
+    states = passes.walk(_drawn, parallel, forward.states[:, None], keys, 0, *given)
     return Path(states, path_score(chain, states, mask, reset=reset))
+
+
+def _largest(key, scores, rank):
+    return scores.argmax(axis=-1)
+
+
+@functools.lru_cache
+def _ranked(k):
+    def pick(key, scores, rank):
+        return jnp.take_along_axis(lax.top_k(scores, k)[1], rank[..., None], axis=-1)[..., 0]
+
+    return pick
+
+
+def _drawn(key, scores, rank):
+    return jax.random.categorical(key, scores, axis=-1)
 
 
 @functools.partial(jax.jit, inline=True)
@@ -311,10 +337,17 @@ def _wide(array):
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def _checked(name, chain, mask, reset) -> passes.Parts:
+def _arrays(name, chain) -> Chain:
+    """The potentials as arrays of at least float32."""
     if not isinstance(chain, Chain):
         raise TypeError(f"{name} needs a Chain(start, transition, emission), got {errors.shape_of(chain)}.")
-    chain = jax.tree.map(_wide, chain)
+    start, transition, emission, end = chain
+    transition = Band(_wide(transition.weights)) if isinstance(transition, Band) else _wide(transition)
+    return Chain(_wide(start), transition, _wide(emission), None if end is None else _wide(end))
+
+
+def _checked(name, chain, mask, reset) -> Parts:
+    chain = _arrays(name, chain)
     dtype = jnp.result_type(*jax.tree.leaves(chain))
     start, transition, emission, end = jax.tree.map(lambda array: array.astype(dtype), chain)
     if emission.ndim < 2 or emission.shape[-1] == 0:
@@ -329,22 +362,24 @@ def _checked(name, chain, mask, reset) -> passes.Parts:
             raise ValueError(
                 f"{name} needs {what} [state] or [*batch, state] = {(*batch, states)}, got shape {part.shape}."
             )
-    nothing = jnp.zeros_like(emission.sum(axis=-2))  # placed on devices as the rows are
-    start, end = (jnp.broadcast_to(part, (*batch, states)) + nothing for part in (start, end))
     banded = isinstance(transition, Band)
-    weights = transition.weights if banded else transition
-    sides = (weights.shape[-2] if banded and weights.ndim > 1 else states, states)
+    weights, side = (transition.weights, "moves") if banded else (transition, "state")
+    sides = (max(weights.shape[-2], 1) if banded and weights.ndim > 1 else states, states)
     if weights.shape not in (sides, (*batch, *sides), (*batch, time, *sides)):
         raise ValueError(
-            f"{name} needs transition [state, state], [*batch, state, state] or [*batch, time, state, state], the last "
-            f"two or three axes {(time, *sides)} here, got shape {weights.shape}."
+            f"{name} needs transition [{side}, state], [*batch, {side}, state] or [*batch, time, {side}, state], the "
+            f"last two or three axes {(time, *sides)} here, got shape {weights.shape}."
         )
-    varying = weights.ndim > emission.ndim
-    emission, weights = jnp.moveaxis(emission, -2, 0), jnp.moveaxis(weights, -3, 0) if varying else weights
-    if not varying:
-        weights = jnp.expand_dims(weights, tuple(range(emission.ndim - weights.ndim)))
-    keep, reset = (None if flags is None else jnp.moveaxis(jnp.asarray(flags), -1, 0) for flags in (mask, reset))
-    if keep is not None:
-        emission = masks.zero_unless(keep, emission)
-        weights = masks.zero_unless(keep, weights) if varying else weights
-    return passes.Parts(start, Band(weights) if banded else weights, emission, end, keep, reset)
+    return passes.parts_of(start, transition, emission, end, mask, reset)
+
+
+def _centred(potentials, axes):
+    """Potentials less the largest along the last `axes`."""
+    largest = lax.stop_gradient(potentials.max(axis=tuple(range(-axes, 0)), keepdims=True))
+    return potentials - jnp.where(jnp.isneginf(largest), 0, largest)
+
+
+def _log_partition(parts: Parts, parallel: bool) -> Float[Array, "*batch"]:
+    if isinstance(parts.transition, Band) and not parallel:
+        return passes.banded_log_partition(*parts)
+    return passes.forward(LOG, parallel, *parts).total

@@ -18,7 +18,7 @@ from jaxseq.structured.semirings import Semiring
 
 
 class Parts(NamedTuple):
-    """A chain that was checked: time first, at least float32, nothing behind the mask, axes of a batch everywhere."""
+    """A chain that was checked: time first, one dtype, axes of a batch everywhere, and zeros where nothing is read."""
 
     start: Float[Array, "*batch state"]
     transition: Any  # [time?, *batch or ones, from, to], or a Band
@@ -39,6 +39,41 @@ class Parts(NamedTuple):
         return keep, sharding.placed(places, jax.typeof(keep).sharding.spec)
 
 
+@functools.partial(jax.jit, inline=True)
+def parts_of(
+    start: Array, transition: Any, emission: Array, end: Array, mask: Array | None, reset: Array | None
+) -> Parts:
+    """`Parts` of the potentials of a `Chain` and its flags, whose shapes and dtypes fit.
+
+    What is not read (off the mask, out of the last step of a document, below state 0 of a band, in rows without steps)
+    is replaced, so that a NaN there reaches neither value nor gradient.
+    """
+    *batch, _, states = emission.shape
+    nothing = jnp.zeros_like(emission.sum(axis=-2))  # placed on devices as the rows are
+    start, end = (jnp.broadcast_to(part, (*batch, states)) + nothing for part in (start, end))
+    keep, reset = (None if flags is None else jnp.moveaxis(flags, -1, 0) for flags in (mask, reset))
+    parts = Parts(start, transition, jnp.moveaxis(emission, -2, 0), end, keep, reset)
+    every, places = parts.flags()
+    moving = every & ~places.last
+
+    def read(weights):
+        if weights.ndim > emission.ndim:
+            return masks.zero_unless(moving, jnp.moveaxis(weights, -3, 0))
+        if weights.ndim == emission.ndim:  # those of a row
+            return masks.zero_unless(moving.any(axis=0), weights)
+        return jnp.expand_dims(weights, tuple(range(emission.ndim - weights.ndim)))
+
+    transition = jax.tree.map(read, transition)
+    if isinstance(transition, Band):
+        inside = jnp.arange(states) >= jnp.arange(transition.weights.shape[-2])[:, None]
+        inside = sharding.spread(inside, transition.weights)
+        transition = Band(jnp.where(inside, transition.weights, -jnp.inf))
+    start, end = masks.zero_unless(every.any(axis=0), (start, end))
+    return parts._replace(
+        start=start, transition=transition, emission=masks.zero_unless(every, parts.emission), end=end
+    )
+
+
 class Forward(NamedTuple):
     """The sums over paths that end in each state at each step, up to a factor a step; and over all whole paths."""
 
@@ -51,7 +86,7 @@ def forward(semiring: Semiring, parallel: bool, *parts: Any) -> Forward:
     """The sums over paths of `Parts`, in a loop, or as a tree."""
     p = Parts(*parts)
     last = p.flags()[1].last
-    states, scale = (_tree if parallel and len(p.emission) else _loop)(semiring, p, last)
+    states, scale = (_tree if parallel and len(p.emission) else _loop)(semiring, p)
 
     def whole(states, last):  # the sum over the states of the last step of a document
         sums = semiring.sum(semiring.times(states, semiring.lift(p.end)), -1)
@@ -94,7 +129,7 @@ def _padded(semiring, elements):
     return semiring.sum(elements[..., None], -1)
 
 
-def _loop(semiring: Semiring, p: Parts, last: Array) -> tuple[Array, Array]:
+def _loop(semiring: Semiring, p: Parts) -> tuple[Array, Array]:
     """Step by step; the carry is the sum over paths that arrive in each state, before its emission."""
     start = _padded(semiring, semiring.lift(p.start))
     varying, constant = p.split()
@@ -115,11 +150,12 @@ def _loop(semiring: Semiring, p: Parts, last: Array) -> tuple[Array, Array]:
     return states, scales.sum(axis=0)
 
 
-def _tree(semiring: Semiring, p: Parts, last: Array) -> tuple[Array, Array]:
+def _tree(semiring: Semiring, p: Parts) -> tuple[Array, Array]:
     """As a tree of products of matrices; from a fresh start on, all rows of a product are what arrives from `start`."""
     start = _padded(semiring, semiring.lift(p.start))
     varying, constant = p.split()
     count = p.emission.shape[-1]
+    last = p.flags()[1].last
     stay = jnp.where(jnp.eye(count, dtype=bool), 0.0, -jnp.inf).astype(p.emission.dtype)
     fresh = lax.broadcasted_iota(int, last.shape, 0) == 0
     if p.reset is not None:

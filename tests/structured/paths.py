@@ -1,8 +1,10 @@
 """Chains, and all their paths one by one in NumPy: what every dynamic program is compared with."""
 
 import itertools
+import math
 
 import hypothesis
+import jax
 import numpy as np
 from hypothesis import strategies
 
@@ -29,10 +31,11 @@ def random_chain(seed, form="constant", batch=(2,), time=TIME, states=STATES, im
     )
 
 
-def flags(time=TIME, batch=2):
+def flags(time=TIME, batch=(2,)):
     """Random masks or resets for hypothesis."""
-    return strategies.lists(strategies.booleans(), min_size=batch * time, max_size=batch * time).map(
-        lambda values: np.array(values, bool).reshape(batch, time)
+    size = math.prod(batch) * time
+    return strategies.lists(strategies.booleans(), min_size=size, max_size=size).map(
+        lambda values: np.array(values, bool).reshape(*batch, time)
     )
 
 
@@ -40,6 +43,29 @@ def lengths(time=TIME, batch=2):
     """Random masks of right-padded rows, also of 0 steps and of 1."""
     count = strategies.lists(strategies.integers(0, time), min_size=batch, max_size=batch)
     return count.map(lambda values: np.arange(time) < np.array(values)[:, None])
+
+
+def poisoned(chain, mask, reset):
+    """The chain with NaN in all places that are not read."""
+    start, transition, emission, end = jax.tree.map(np.copy, chain)
+    weights = transition.weights if isinstance(transition, Band) else transition
+    *batch, time, _ = emission.shape
+    emission[~mask] = np.nan
+    for index in np.ndindex(*batch):
+        docs = documents(mask[index], reset[index])
+        moving = [step for steps in docs for step in steps[:-1]]
+        unread = [step for step in range(time) if step not in moving]
+        if weights.ndim > emission.ndim:
+            weights[index][unread] = np.nan
+        elif weights.ndim == emission.ndim and not moving:
+            weights[index] = np.nan
+        for part in (start, end):
+            if part.ndim == emission.ndim - 1 and not docs:
+                part[index] = np.nan
+    if isinstance(transition, Band):
+        for moves in range(weights.shape[-2]):
+            weights[..., moves, :moves] = np.nan
+    return Chain(start, transition, emission, end)
 
 
 def check(*strategies):

@@ -12,10 +12,11 @@ from hypothesis import strategies
 from jax.test_util import check_grads
 
 from jaxseq.structured import chains, semirings
-from tests.structured.paths import FORMS, TIME, all_paths, check, documents, flags, random_chain, row
+from tests.structured.paths import FORMS, TIME, all_paths, check, documents, flags, poisoned, random_chain, row
 
 pytestmark = pytest.mark.usefixtures("float64")
 PARALLEL = pytest.mark.parametrize("parallel", [False, True], ids=["loop", "tree"])
+KEY = jax.random.key(0)
 SEEDS = strategies.integers(0, 2**31)
 
 
@@ -56,18 +57,21 @@ def enumerated(chain, index, mask, reset):
 def test_everything_equals_enumeration(form, parallel):
     @check(SEEDS, flags(), flags())
     def examples(seed, mask, reset):
-        chain = random_chain(seed, form)
-        given = chain._replace(emission=np.where(mask[..., None], chain.emission, np.nan))
-        found = jax.tree.map(np.asarray, program(parallel)(given, mask, reset, jax.random.key(seed)))
-        three, gradient = found.pop("three"), found.pop("gradient")
-        for index in range(2):
-            docs = list(enumerated(chain, index, mask, reset))
-            compare(docs, jax.tree.map(operator.itemgetter(index), found))
-            best_three(docs, jax.tree.map(operator.itemgetter((slice(None), index)), three))
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-        np.testing.assert_allclose(gradient.emission, found["marginals"], atol=1e-12)
+        compare_rows(random_chain(seed, form), mask, reset, seed, parallel)
 
     examples()
+
+
+def compare_rows(chain, mask, reset, seed, parallel):
+    given = poisoned(chain, mask, reset)
+    found = jax.tree.map(np.asarray, program(parallel)(given, mask, reset, jax.random.key(seed)))
+    three, gradient = found.pop("three"), found.pop("gradient")
+    for index in np.ndindex(*mask.shape[:-1]):
+        docs = list(enumerated(chain, index, mask, reset))
+        compare(docs, jax.tree.map(operator.itemgetter(index), found))
+        best_three(docs, jax.tree.map(operator.itemgetter((slice(None), *index)), three))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(gradient.emission, found["marginals"], atol=1e-12)
 
 
 def compare(docs, found):
@@ -81,7 +85,7 @@ def compare(docs, found):
         assert not found["marginals"][[t for steps, _, s in docs if not np.isfinite(s.max()) for t in steps]].any()
         assert found["sample"].score == -np.inf
         return
-    marginals, pairs = np.zeros_like(found["marginals"]), np.zeros((TIME, 3, 3))
+    marginals, pairs = np.zeros_like(found["marginals"]), np.zeros((len(found["marginals"]), 3, 3))
     length = entropy = best_score = sample_score = 0
     for steps, paths, scores in docs:
         probability = scipy.special.softmax(scores)
@@ -98,7 +102,7 @@ def compare(docs, found):
     np.testing.assert_allclose([best_score, sample_score], [best, found["sample"].score], rtol=1e-12)
     if isinstance(found["pairs"], chains.Band):
         moves = found["pairs"].weights.shape[-2]
-        pairs = np.stack([[np.pad(p.diagonal(k), (k, 0)) for p in pairs] for k in range(moves)], axis=-2)
+        pairs = np.stack([np.pad(pairs.diagonal(k, 1, 2), ((0, 0), (k, 0))) for k in range(moves)], axis=-2)
         np.testing.assert_allclose(found["pairs"].weights, pairs, atol=1e-12)
     else:
         np.testing.assert_allclose(found["pairs"], pairs, atol=1e-12)
@@ -120,15 +124,44 @@ def best_three(docs, found):
 
 @PARALLEL
 @pytest.mark.parametrize("time", [0, 1])
-@pytest.mark.parametrize("batch", [(), (2, 1)])
-def test_short_chains(time, batch, parallel):
-    chain = random_chain(0, "varying", batch, time, impossible=0)
-    everything = np.ones((*batch, time), bool)
-    found = program(parallel)(chain, everything, ~everything, jax.random.key(0))
-    scores = scipy.special.logsumexp(chain.start + chain.emission.sum(axis=-2) + chain.end, axis=-1)
-    np.testing.assert_allclose(found["log_partition"], scores if time else np.zeros(batch), rtol=1e-12)
-    assert found["best"].states.shape == (*batch, time)
-    assert found["three"].score.shape == (3, *batch)
+@pytest.mark.parametrize(("form", "batch"), [("constant", ()), ("varying band", (2, 1))])
+def test_short_chains(form, batch, time, parallel):
+    @check(SEEDS, flags(time, batch), flags(time, batch))
+    def examples(seed, mask, reset):
+        compare_rows(random_chain(seed, form, batch, time), mask, reset, seed, parallel)
+
+    examples()
+
+
+@PARALLEL
+def test_of_equal_paths_that_with_smaller_states_at_the_end(parallel):
+    @check(SEEDS, flags(), flags())
+    def examples(seed, mask, reset):
+        chain = jax.tree.map(np.round, random_chain(seed))
+        found = jax.tree.map(np.asarray, program(parallel)(chain, mask, reset, jax.random.key(0)))
+        for index in range(2):
+            for steps, paths, scores in enumerated(chain, index, mask, reset):
+                if np.isfinite(found["best"].score[index]):
+                    best = min(paths[scores == scores.max()].tolist(), key=lambda path: path[::-1])
+                    assert found["best"].states[index, steps].tolist() == best
+                    assert found["three"].states[0, index, steps].tolist() == best
+
+    examples()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [chains.best_path, lambda chain: chains.best_paths(chain, 2), functools.partial(chains.sample_path, KEY)],
+    ids=["best", "two", "sample"],
+)
+def test_asking_again_compiles_nothing(ask, caplog):
+    chain = random_chain(0, batch=(3,))
+    with jax.log_compiles():
+        ask(chain)
+        assert caplog.records
+        caplog.clear()
+        ask(chain)
+    assert not caplog.records
 
 
 @PARALLEL
@@ -155,10 +188,25 @@ def test_derivatives_are_finite_differences(form, parallel, order):
     check_grads(lambda chain: program(chain, mask, reset=reset), (chain,), order)
 
 
-def test_the_second_derivative_of_a_tree_is_that_of_the_loop():
-    chain = random_chain(6, batch=(), time=3)
-    hessians = [jax.hessian(functools.partial(chains.log_partition, parallel=way))(chain) for way in (False, True)]
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-10), *hessians)
+@pytest.mark.parametrize(("banded", "parallel"), [(True, False), (False, True), (True, True)])
+def test_second_derivatives_equal_those_of_enumeration(banded, parallel):
+    start, weights, emission, end = random_chain(6, "band", (), states=2, impossible=0)
+    mask, reset = np.array([True, False, True, True]), np.array([False, False, False, False])
+
+    def enumerated(start, weights, emission, end):
+        (stay, rise) = weights
+        transition = jnp.array([[stay[0], rise[1]], [-jnp.inf, stay[1]]]) if banded else weights
+        (steps,) = documents(mask, reset)
+        potentials = start, jnp.broadcast_to(transition, (TIME, 2, 2)), emission, end
+        return jax.nn.logsumexp(jnp.stack([score for _, score in all_paths(potentials, steps)]))
+
+    def ours(start, weights, emission, end):
+        transition = chains.Band(weights) if banded else weights
+        return chains.log_partition(chains.Chain(start, transition, emission, end), mask, parallel=parallel)
+
+    given = (start, weights.weights, emission, end)
+    found, wanted = (jax.jit(jax.hessian(function, argnums=(0, 1, 2, 3)))(*given) for function in (ours, enumerated))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-10), found, wanted)
 
 
 @pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["loop", "tree"])
