@@ -1,8 +1,9 @@
-"""The log-partition of chains that move up by a few states at each step, with its gradient written out.
+"""Transitions that move up by a few states, and the log-partition of such chains with its gradient written out.
 
-Derived from the steps, the gradient would take each exp and log a second time. But the forward loop has the share of
-each move in what arrives at a state; with these the way back, the posterior of the states, is a linear recurrence. For
-alignments it makes the gradient faster by half (`benchmarks/results/alignments.md`).
+It is a second form of the loop in `passes`, for the sake of its gradient. Derived from the steps, that would take each
+exp and log a second time. But the forward loop has the share of each move in what arrives at a state; with these the
+way back, the posterior of the states, is a linear recurrence. For alignments it makes the gradient faster by half
+(`benchmarks/results/alignments-cpu.md`).
 """
 
 import functools
@@ -52,9 +53,8 @@ def log_partition(potentials: Potentials, flags: Flags) -> Float[Array, "*batch"
 
 
 def _forward(p: Potentials, flags: Flags) -> tuple[Array, Array, list[Array]]:
-    """The log-partition; the posterior of each state where a document ends, `[time, *batch, state]`; and of what
-
-    arrives at each state after a step, the share of each move, such arrays as well.
+    """The log-partition; the posterior of each state where a document ends, `[time, *batch, state]`; and the share of
+    each move in what arrives at each state after a step, such arrays as well.
     """
     varying, constant = (p.weights, None) if p.weights.ndim > p.emission.ndim else (None, p.weights)
 
@@ -125,8 +125,8 @@ def _derivative(primals, tangents):
         change += (ends.sum(axis=0) * tangent.end).sum(axis=-1)
     if not isinstance(tangent.weights, SymbolicZero):
         used = jnp.stack([after * share for share in shares], axis=-2)
-        used = used if p.weights.ndim == used.ndim else used.sum(axis=0)
-        change += (used * tangent.weights).reshape(-1, *change.shape, used.shape[-2] * used.shape[-1]).sum(axis=(0, -1))
+        used = used if p.weights.ndim == used.ndim else used.sum(axis=0, keepdims=True)
+        change += (used * tangent.weights).sum(axis=(0, -2, -1))
     return total, change
 
 

@@ -64,9 +64,17 @@ def _possible(weights):
     return (weights > -jnp.inf).astype(weights.dtype)
 
 
+def _multiply(a, b):
+    return jnp.where((a == 0) | (b == 0), 0, a * b)  # also where the other is more than a float can say, inf
+
+
+def _prod(counts, axis):
+    return jnp.where((counts == 0).any(axis=axis), 0, jnp.prod(counts, axis=axis))
+
+
 LOG = Semiring(_identity, logsumexp, jnp.add, jnp.sum, -jnp.inf, 0.0, scaled=True)
 MAX = Semiring(_identity, _max, jnp.add, jnp.sum, -jnp.inf, 0.0, scaled=True)
-COUNT = Semiring(_possible, jnp.sum, jnp.multiply, jnp.prod, 0.0, 1.0, scaled=False)
+COUNT = Semiring(_possible, jnp.sum, _multiply, _prod, 0.0, 1.0, scaled=False)
 
 
 @functools.lru_cache

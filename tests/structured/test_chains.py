@@ -229,6 +229,78 @@ def test_ten_thousand_steps_in_float32(parallel):
     np.testing.assert_allclose(found[1], exact[1], atol=2e-5)
 
 
+def long_chain(banded):
+    """Ten thousand steps in float32, far from 0, with impossible transitions and states; state 2 is always possible."""
+    generator = np.random.default_rng(1)
+    emission = generator.normal(size=(10_000, 3)) - 1000
+    emission[:, :2] = np.where(generator.uniform(size=(10_000, 2)) < 0.1, -np.inf, emission[:, :2])
+    transition = generator.normal(size=(2 if banded else 3, 3)) - 10
+    transition[0, 1] = -np.inf
+    chain = chains.Chain(np.zeros(3), chains.Band(transition) if banded else transition, emission, np.zeros(3))
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), chain)
+
+
+def in_numpy(chain):
+    """The log-partition, the entropy, how often state 1 is taken, and the scores of the three best paths."""
+    start, transition, emission, end = row(jax.tree.map(lambda leaf: leaf.astype(float), chain), ())
+    forward, backward, best = [start + emission[0]], [end], (start + emission[0])[:, None]
+    for here, moves in zip(emission[1:], transition, strict=False):
+        forward.append(here + np.logaddexp.reduce(forward[-1][:, None] + moves, axis=0))
+        joined = (best[:, None, :] + moves[..., None]).swapaxes(1, 2).reshape(-1, 3)
+        best = here[:, None] + np.sort(joined, axis=0)[::-1][:3].T
+    for here, moves in zip(emission[:0:-1], transition[-2::-1], strict=True):
+        backward.append(np.logaddexp.reduce(moves + here + backward[-1], axis=1))
+    forward, backward = np.stack(forward), np.stack(backward[::-1])
+    log_z = np.logaddexp.reduce(forward[-1] + end)
+    states = np.exp(forward + backward - log_z)
+    pairs = np.exp(forward[:-1, :, None] + transition[:-1] + (emission[1:] + backward[1:])[:, None] - log_z)
+
+    def mean(probability, scores):
+        return (probability * np.where(probability > 0, scores, 0)).sum()
+
+    entropy = log_z - mean(states, emission) - mean(pairs, transition[:-1]) - mean(states[0], start)
+    return {"log_z": log_z, "entropy": entropy, "often": states[:, 1].sum(), "three": np.sort(best, axis=None)[:-4:-1]}
+
+
+@pytest.mark.parametrize(
+    ("banded", "parallel"), [(False, False), (True, False), pytest.param(False, True, marks=pytest.mark.slow)]
+)
+def test_what_is_asked_of_ten_thousand_steps_in_float32(banded, parallel):
+    @jax.jit
+    def run(chain):
+        nothing = jax.tree.map(jnp.zeros_like, chain)
+        often = nothing._replace(emission=nothing.emission.at[:, 1].set(1))
+        return {
+            "log_z": chains.log_partition(chain, parallel=parallel),
+            "entropy": chains.entropy(chain, parallel=parallel),
+            "often": chains.expectation(chain, often, parallel=parallel),
+            "three": chains.best_paths(chain, 3, parallel=parallel).score,
+        }
+
+    chain = long_chain(banded)
+    found, wanted = run(chain), in_numpy(chain)
+    assert all(leaf.dtype == jnp.float32 for leaf in found.values())
+    for name, tolerance in {"log_z": 1e-6, "three": 1e-6, "entropy": 1e-4, "often": 1e-4}.items():
+        np.testing.assert_allclose(found[name], wanted[name], rtol=tolerance, atol=1e-5 * 10_000)
+
+
+@pytest.mark.parametrize(("parallel", "time"), [(False, 10_000), (True, 100)], ids=["loop", "tree"])
+def test_more_paths_than_a_float_can_say(parallel, time):
+    """They are inf, and 0 if none is possible; in logs they are counted as well."""
+    long = long_chain(False)
+    chain = jax.tree.map(
+        lambda leaf: np.where(leaf > -np.inf, leaf.dtype.type(0), leaf), long._replace(emission=long.emission[:time])
+    )
+    counts = jax.jit(functools.partial(chains.total, semirings.COUNT, parallel=parallel))
+    assert counts(chain) == np.inf
+    reset = np.arange(time) == time - 1
+    chain.emission[-1] = -np.inf
+    assert counts(chain) == counts(chain, reset=reset) == 0  # of one document, and of two
+    chain.emission[-1] = 0
+    logs = jax.jit(functools.partial(chains.log_partition, parallel=parallel))
+    np.testing.assert_allclose(logs(chain), in_numpy(chain)["log_z"], rtol=1e-6)
+
+
 def test_the_best_of_long_paths_in_float32():
     chain = random_chain(4, batch=(), time=10_000, impossible=0)
     wide, narrow = (
@@ -317,3 +389,14 @@ def test_a_sharded_batch(form, parallel):
         out_specs=split,
     )
     jax.tree.map(close, jax.jit(mapped)(rows, whole, mask, reset), expected)
+
+
+def test_the_gradient_of_a_band_over_sharded_rows():
+    chain = jax.tree.map(jnp.asarray, random_chain(8, "band", impossible=0))
+    gradient = jax.grad(lambda chain: chains.log_partition(chain).sum())
+    explicit = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        rows, shared = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+        parts = chains.Chain(shared, chains.Band(shared), rows, rows)
+        found = gradient(jax.tree.map(jax.sharding.reshard, chain, parts))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), found, gradient(chain))
