@@ -4,7 +4,15 @@ A path takes one of S states at each step. Its score is a sum of log potentials,
 
     score(z) = start[z_1] + Σ_t emission[t, z_t] + Σ_{t<T} transition[z_t, z_{t+1}] + end[z_T]
 
-and its probability `exp(score(z) - log_partition)`. All functions take a `mask` (a step off it is as if it were not
+and its probability `exp(score(z) - log_partition)`:
+
+    log_partition, total            the sum over all paths, in logs, or in any semiring
+    marginals, pair_marginals       the probabilities of states and of transitions
+    expectation, entropy            the mean of other numbers along a path, and of -log p
+    best_path, best_paths           the path of the highest score, the k best
+    sample_path, path_score         a path drawn at random, the score of a given one
+
+All functions take a `mask` (a step off it is as if it were not
 there: the path goes on from the one before) and `reset` (a new document begins before that step, with `start`), with
 the meaning they have in `unroll`. A row without steps has one path, the empty one, of score 0.
 
@@ -60,6 +68,7 @@ def total(
     """The sum over all paths, in a semiring, of the products of their potentials; documents of a row are multiplied.
 
     Elements of `best(k)` have their axis first, `[k, *batch]`; of several documents those of equal rank are multiplied.
+    Gradients in `MAX` mean nothing where no path is possible, those in `COUNT` are 0.
 
     >>> chain = Chain(jnp.zeros(3), jnp.zeros((3, 3)), jnp.zeros((2, 3)))
     >>> total(semirings.COUNT, chain).item()
@@ -76,8 +85,9 @@ def log_partition(
     reset: Bool[Array, "*batch time"] | None = None,
     parallel: bool = False,
 ) -> Float[Array, "*batch"]:
-    """`log Σ_z exp(score(z))`, of all documents of a row together; -inf, with gradients of 0, if no path is possible.
+    """`log Σ_z exp(score(z))`, of all documents of a row together; -inf if one has no possible path.
 
+    The gradients in the potentials of that document are 0, those in the others as they are without it.
     Its gradients are the expected numbers of times that a potential is used. Memory O(T S), also for the gradient.
 
     >>> chain = Chain(jnp.zeros(3), jnp.zeros((3, 3)), jnp.zeros((2, 3)))
@@ -261,12 +271,17 @@ def sample_path(
 
     Forward filtering, backward sampling (Scott, Bayesian Methods for Hidden Markov Models, 2002,
     doi:10.1198/016214502753479464). Where no path is possible the score is -inf, and the states mean nothing.
+
+    >>> chain = Chain(jnp.zeros(2), jnp.zeros((2, 2)), jnp.zeros((3, 2)))
+    >>> keys = jax.random.split(jax.random.key(0), 10)
+    >>> jax.vmap(lambda key: sample_path(key, chain))(keys).states.shape
+    (10, 3)
     """
     errors.check_key("sample_path", key)
 
     given = _checked("sample_path", chain, mask, reset)
     forward = passes.forward(LOG, parallel, *given)
-    keys = jax.random.split(key, chain.emission.shape[-2])
+    keys = jax.random.split(key, len(given.emission))
     states = passes.walk(_drawn, parallel, forward.states[:, None], keys, 0, *given)
     return Path(states, path_score(chain, states, mask, reset=reset))
 
@@ -305,10 +320,10 @@ def path_score(
     """
     parts = _checked("path_score", chain, mask, reset)
     states = jnp.asarray(states)
-    if not jnp.issubdtype(states.dtype, jnp.integer) or states.shape != chain.emission.shape[:-1]:
+    time, *batch, _ = parts.emission.shape
+    if not jnp.issubdtype(states.dtype, jnp.integer) or states.shape != (*batch, time):
         raise ValueError(
-            f"path_score needs integer states [*batch, time] = {chain.emission.shape[:-1]}, got "
-            f"{errors.shape_of(states)}."
+            f"path_score needs integer states [*batch, time] = {(*batch, time)}, got {errors.shape_of(states)}."
         )
     states = jnp.moveaxis(states.astype(int), -1, 0)
     keep, places = parts.flags()

@@ -8,6 +8,9 @@ https://aclanthology.org/J99-4004):
     MAX      max           the score of the best path
     best(k)  the k largest the scores of the k best paths
     COUNT    Σ             how many paths are possible
+
+Counts are floats, exact up to 2^24 in float32 and inf beyond its range. For the log of a count take LOG over potentials
+that are 0 where something is possible: `jax.tree.map(lambda part: jnp.where(part > -jnp.inf, 0.0, -jnp.inf), chain)`.
 """
 
 import functools

@@ -341,15 +341,32 @@ def says(message, function, *arguments, error=ValueError, **options):
 def test_errors():
     chain = random_chain(0)
     says(r"best_path needs a Chain\(start", chains.best_path, chain.emission, error=TypeError)
+    for ask in (chains.marginals, chains.pair_marginals, chains.entropy, chains.log_partition):
+        says(f"^{ask.__name__} needs a Chain", ask, chain.emission, error=TypeError)
+        says(f"^{ask.__name__} needs start", ask, chain._replace(start=np.zeros(4)))
     says(r"needs emission \[\*batch, time, state\]", chains.marginals, chain._replace(emission=np.zeros(3)))
     says(r"needs start \[state\]", chains.entropy, chain._replace(start=np.zeros(4)))
     says(r"needs transition \[state, state\]", chains.log_partition, chain._replace(transition=np.zeros((4, 3))))
+    empty = chain._replace(transition=chains.Band(np.zeros((0, 3))))
+    says(r"needs transition \[moves, state\].*got shape \(0, 3\)", chains.log_partition, empty)
     says("floating log potentials", chains.log_partition, chain._replace(start=np.zeros(3, int)), error=TypeError)
     says("boolean mask", chains.log_partition, chain, np.ones((2, TIME)), error=TypeError)
     says("k >= 1", chains.best_paths, chain, 0)
     says("integer states", chains.path_score, chain, np.zeros((2, 3), int))
     says("parts of the chain", chains.expectation, chain, chain._replace(end=None))
+    wrong = chain._replace(emission=np.zeros((2, TIME, 2)))
+    says(r"values of the shapes of the chain: \(2, 4, 3\), not \(2, 4, 2\)", chains.expectation, chain, wrong)
     says("needs one key", chains.sample_path, 0, chain, error=TypeError)
+
+
+def test_potentials_may_be_lists():
+    chain = chains.Chain([0.0, 1.0], [[0.0, 0.5], [0.25, 0.0]], [[0.0, 0.0], [1.0, 0.0]])
+    arrays = chains.Chain(*(None if part is None else np.array(part) for part in chain))
+    for ask in (chains.log_partition, chains.marginals, chains.pair_marginals, chains.entropy):
+        np.testing.assert_array_equal(ask(chain), ask(arrays))
+    paths = chains.best_path(chain), chains.sample_path(KEY, chain)
+    wanted = chains.best_path(arrays), chains.sample_path(KEY, arrays)
+    jax.tree.map(np.testing.assert_array_equal, paths, wanted)
 
 
 @PARALLEL
