@@ -10,6 +10,7 @@ n-grams are stored sorted, so a chain of order 4 over 100 tokens holds those of 
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -41,7 +42,8 @@ class MarkovChain(Cell):
 
     Tokens that no smoothing makes possible have -inf. Before k tokens are read the context is shorter. `counts` says
     how many n-grams of each length 1 to k + 1 there are; `interpolated` is False if what is not in the counts is
-    uniform, as with `AddAlpha`, instead of taken from shorter contexts. Codes are integers and get no gradient.
+    uniform, as with `AddAlpha`, instead of taken from shorter contexts. Codes are integers and get no gradient. A token
+    outside `[0, vocab_size)` is in no n-gram: a context with it is one that the text does not have.
 
     Shannon, A Mathematical Theory of Communication, 1948, doi:10.1002/j.1538-7305.1948.tb01338.x.
 
@@ -97,6 +99,7 @@ class MarkovChain(Cell):
     def step(
         self, params: tuple[Grams, ...], state: MarkovState, x: Int[Array, "*batch"], key: Array | None = None
     ) -> tuple[MarkovState, Float[Array, "*batch vocab"]]:
+        params = jax.tree.map(jnp.asarray, params)  # of `fit` they are float64, whatever the default
         contexts = [jnp.zeros_like(state.contexts[..., 0])]
         for length in range(self.order):
             contexts.append(_find(params[length].codes, state.contexts[..., length], x, self.vocab_size))
@@ -179,8 +182,8 @@ class AddAlpha(NamedTuple):
 
     def __call__(self, counted: Counted) -> tuple[np.ndarray, np.ndarray]:
         """Weights and backoff."""
-        if not self.alpha >= 0:
-            raise ValueError(f"AddAlpha needs alpha >= 0, got {self.alpha}.")
+        if not 0 <= self.alpha < float("inf"):
+            raise ValueError(f"AddAlpha needs a finite alpha >= 0, got {self.alpha}.")
         total = counted.per_context(counted.occurrences) + self.alpha * counted.vocab_size
         backoff = np.where(total > 0, self.alpha * counted.vocab_size / np.where(total > 0, total, 1), 1)
         return counted.occurrences / total[counted.context], backoff
@@ -248,17 +251,18 @@ def fit(
     >>> print(log_probabilities(chain, params, np.array([0, 1]))[1:].round(2))
     [-0.1]
     """
-    tokens = np.asarray(tokens)
-    if not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim == 0:
-        raise TypeError(f"fit needs integer tokens [*batch, time], got {errors.shape_of(tokens)}.")
+    tokens = _tokens("fit", tokens)
+    if not errors.are_sizes((vocab_size,)):
+        raise ValueError(f"fit needs a vocab_size of 1 or more tokens, got {vocab_size!r}.")
     if isinstance(order, bool) or not isinstance(order, int) or order < 0:
         raise ValueError(f"fit needs an order of 0 or more tokens, got {order!r}.")
+    if isinstance(smoothing, type) or not hasattr(smoothing, "interpolated"):
+        raise TypeError(f"fit needs KneserNey(), Interpolated(0.8) or AddAlpha(1.0) as smoothing, got {smoothing!r}.")
     for flags, name in ((mask, "mask"), (reset, "reset")):
         if flags is not None:
             errors.check_flags("fit", flags, name, tokens.shape)
     tokens, document = _flat(tokens, mask, reset)
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-        raise ValueError(f"fit got tokens from {tokens.min()} to {tokens.max()}; the vocabulary has {vocab_size}.")
+    _check_range("fit", tokens, vocab_size)
     counted, ids = [], [np.where(document >= 0, 0, -1)]  # ids[n][i] is the n-gram that starts at i; -1 if none does
     codes = []
     for length in range(1, order + 2):
@@ -282,6 +286,21 @@ def fit(
     return MarkovChain(vocab_size, tuple(map(len, codes)), smoothing.interpolated), params
 
 
+def _tokens(name, tokens):
+    try:
+        tokens = np.asarray(tokens)
+    except ValueError as error:
+        raise TypeError(f"{name} needs rows of one length: pad them, and mask what was padded.") from error
+    if not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim == 0:
+        raise TypeError(f"{name} needs integer tokens [*batch, time], got {errors.shape_of(tokens)}.")
+    return tokens
+
+
+def _check_range(name, tokens, vocab_size):
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        raise ValueError(f"{name} got tokens from {tokens.min()} to {tokens.max()}; the vocabulary has {vocab_size}.")
+
+
 def _flat(tokens, mask, reset):
     """The unmasked tokens of all rows one after the other, and the document that each belongs to."""
     time = tokens.shape[-1]
@@ -301,24 +320,47 @@ def log_probabilities(
 ) -> Float[np.ndarray, " scored"]:
     """`log p` in nats of each of the tokens `start` to `stop` of a text, given all that stand before it.
 
-    In NumPy: what `unroll` computes for all next tokens, for those of a long text alone and all at once.
+    In float64 NumPy: what `unroll` computes for all next tokens, for those of a long text alone and all at once.
+
+    Raises:
+        TypeError: if tokens are not integers.
+        ValueError: if they are not `[time]`, one is not in `[0, vocab_size)`, or the text has no such part.
+
+    >>> chain, params = fit(np.array([0, 1, 0, 1, 0, 1]), vocab_size=3, order=1, smoothing=AddAlpha(1.0))
+    >>> print(np.exp(log_probabilities(chain, params, np.array([0, 1, 1]))).round(3))
+    [0.444 0.667 0.2  ]
     """
-    tokens, positions = tokens[:stop], np.arange(start, len(tokens[:stop]))
-    ids = [
-        np.zeros(len(tokens) + 1, int)
-    ]  # ids[n][i] is the n-gram that starts at i, and -1 if the chain has none such
-    for length, grams in enumerate(params, 1):
-        prefix = ids[-1][: len(tokens) - length + 1]
-        code = prefix * chain.vocab_size + tokens[length - 1 :]
-        place = np.minimum(np.searchsorted(grams.codes, code), len(grams.codes) - 1)
-        ids.append(np.where((prefix >= 0) & (grams.codes[place] == code), place, -1))
-    uniform = np.full(len(positions), 1 / chain.vocab_size)
-    probability = uniform.copy()
-    for length, grams in enumerate(params, 1):
-        whole = positions >= length - 1
-        begin = positions[whole] - length + 1
-        context, gram = ids[length - 1][begin], ids[length][begin]
-        shorter = (probability if chain.interpolated else uniform)[whole]
-        weight = np.where(gram >= 0, grams.weights[gram], 0)
-        probability[whole] = weight + np.where(context >= 0, grams.backoff[context], 1) * shorter
-    return np.log(probability)
+    tokens = _tokens("log_probabilities", tokens)
+    stop = len(tokens) if stop is None else stop
+    if tokens.ndim > 1 or not 0 <= start <= stop <= len(tokens):
+        raise ValueError(
+            f"log_probabilities needs tokens [time] and 0 <= start <= stop <= time, got shape {tokens.shape}, "
+            f"start={start} and stop={stop}."
+        )
+    read = max(start - chain.order, 0)
+    tokens = tokens[read:stop].astype(np.int64)
+    _check_range("log_probabilities", tokens, chain.vocab_size)
+    contexts, uniform = np.zeros(len(tokens), np.int64), np.full(len(tokens), 1 / chain.vocab_size)
+    probability = uniform
+    for grams in params:  # as in `step`, for all tokens at once
+        gram = _found(np.asarray(grams.codes), contexts, tokens, chain.vocab_size)
+        backoff = _taken(np.asarray(grams.backoff), contexts, 1)
+        longer = _taken(np.asarray(grams.weights), gram, 0) + backoff * (probability if chain.interpolated else uniform)
+        probability = np.where(contexts == _SHORT, probability, longer)
+        contexts = np.concatenate([[_SHORT], gram])[:-1]  # with one more of the tokens before
+    with np.errstate(divide="ignore"):  # -inf where no smoothing makes a token possible
+        return np.log(probability[start - read :])
+
+
+def _found(codes, context, token, vocab_size):
+    """`_find` in NumPy, of tokens in range."""
+    code = context * vocab_size + token
+    place = np.searchsorted(codes, code)
+    found = (context >= 0) & (_taken(codes, place, -1) == code)
+    return np.where(found, place, np.where(context == _SHORT, context, _UNSEEN))
+
+
+def _taken(values, index, otherwise):
+    """`_take` in NumPy."""
+    inside = (index >= 0) & (index < len(values))
+    return np.append(values, otherwise)[np.where(inside, index, len(values))]

@@ -1,6 +1,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -103,8 +104,7 @@ def test_the_cell_gives_the_same_probabilities(order, smoothing):
     chain, params = markov.fit(train, 5, order, smoothing=smoothing)
     _, logits = chain.unroll(params, tokens)
     np.testing.assert_allclose(np.exp(logits).sum(axis=-1), 1, rtol=1e-12)
-    with np.errstate(divide="ignore"):
-        want = markov.log_probabilities(chain, params, tokens, 1)
+    want = markov.log_probabilities(chain, params, tokens, 1)
     np.testing.assert_allclose(np.asarray(logits)[np.arange(39), tokens[1:]], want, rtol=1e-12)
 
 
@@ -178,9 +178,33 @@ def test_perplexity_is_that_of_the_probabilities():
 @pytest.mark.parametrize("order", [0, 2])
 def test_texts_of_no_tokens(order):
     chain, params = markov.fit(np.zeros((2, 0), int), 3, order)
+    np.testing.assert_allclose(markov.log_probabilities(chain, params, [0, 1]), np.log([1 / 3, 1 / 3]))
+    assert markov.log_probabilities(chain, params, np.zeros(0, int)).shape == (0,)
     np.testing.assert_allclose(chain.unroll(params, np.array([1, 2, 0]))[1], np.log(1 / 3), rtol=1e-6)
     short, params = markov.fit(np.array([1]), 3, order)
     assert np.isfinite(short.unroll(params, np.array([1, 2, 0]))[1]).all()
+
+
+def test_a_step_in_the_default_dtype():
+    """The params of `fit` are of float64, and `step` by itself is as `unroll`."""
+    tokens = text(60, 3)
+    chain, params = markov.fit(tokens, 3, 1)
+    state, logits = chain.step(params, chain.initial_state(params), jnp.array(1))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, chain.unroll(params, np.array([1]))[1][0], rtol=1e-6)
+
+
+def test_samples_of_order_two_follow_the_pairs():
+    """What follows each pair of tokens in the generated text is distributed as it is in the counts."""
+    train = text(300, 3)
+    chain, params = markov.fit(train, 3, 2, smoothing=markov.AddAlpha(0.0))
+    out = js.generate(chain, params, np.tile([0, 1], (200, 1)), key=jax.random.key(0), max_new_tokens=60)
+    found = np.zeros((3, 3, 3))
+    np.add.at(found, (out.tokens[:, :-2], out.tokens[:, 1:-1], out.tokens[:, 2:]), 1)
+    for context in itertools.product(range(3), repeat=2):
+        counts = [conditional(train.tolist(), 3, context, token) for token in range(3)]
+        want = np.array([count / total for count, total in counts])
+        np.testing.assert_allclose(found[context] / found[context].sum(), want, atol=0.06)
 
 
 def test_tokens_out_of_range_are_unseen():
@@ -201,7 +225,27 @@ def test_errors():
     says("boolean mask", np.zeros(3, int), 3, 1, mask=np.ones(3), error=TypeError)
     says("alpha >= 0", np.zeros(3, int), 3, 1, smoothing=markov.AddAlpha(-1.0))
     says("share between 0 and 1", np.zeros(3, int), 3, 1, smoothing=markov.Interpolated(2.0))
+    says("finite alpha >= 0", np.zeros(3, int), 3, 1, smoothing=markov.AddAlpha(np.inf))
+    for smoothing in (0.5, markov.KneserNey, "kneser-ney"):
+        says("KneserNey\\(\\), Interpolated", np.zeros(3, int), 3, 1, smoothing=smoothing, error=TypeError)
+    says("vocab_size of 1 or more tokens, got 3.0", np.zeros(3, int), 3.0, 1)
+    says("rows of one length", [[0, 1], [0]], 3, 1, error=TypeError)
     with pytest.raises(ValueError, match="got 10 2-grams"):
         markov.MarkovChain(3, (3, 10))
     with pytest.raises(TypeError, match="the number of n-grams of each length"):
         markov.MarkovChain(3, ())
+
+
+def test_errors_of_log_probabilities():
+    model = markov.fit(np.array([0, 1, 0, 2, 0, 1, 0, 2, 0, 1] * 3), 3, 2)
+
+    def says(message, *arguments, error=ValueError):
+        with pytest.raises(error, match=message):
+            markov.log_probabilities(*model, *arguments)
+
+    says("from 0 to 3; the vocabulary has 3", np.array([0, 1, 3]))
+    says("from -1 to 1; the vocabulary has 3", np.array([0, -1, 1]))
+    says("integer tokens", np.array([0.0, 1.0]), error=TypeError)
+    for bounds in [(-2, None), (3, 2), (0, 31), (31, None)]:
+        says("0 <= start <= stop <= time", np.zeros(30, int), *bounds)
+    says("got shape \\(2, 3\\)", np.zeros((2, 3), int))
