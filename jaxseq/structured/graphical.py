@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq import losses
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 from jaxseq.core.cell import Cell, Params, State
+from jaxseq.structured.markov import MarkovChain
 
 
 def joint_log_probability(
@@ -40,8 +41,7 @@ def joint_log_probability(
     >>> print(jnp.exp(joint_log_probability(cell, params, sequences)).sum().round(5))
     1.0
     """
-    if not isinstance(cell, Cell) or cell.input_rank != 0:
-        raise TypeError(f"joint_log_probability needs a Cell that reads tokens and gives logits, got {cell}.")
+    _check_cell("joint_log_probability", cell)
     tokens = jnp.asarray(tokens)
     errors.check_tokens(cell, tokens)
     if tokens.ndim == 0:
@@ -51,11 +51,17 @@ def joint_log_probability(
             errors.check_flags("joint_log_probability", flags, name, tokens.shape)
     if start is None:
         start = cell.zero_input(params)
-    start = jnp.broadcast_to(jnp.asarray(start, tokens.dtype)[..., None], tokens.shape)
+    tokens, start = tokens.astype(int), jnp.asarray(start)
+    errors.check_tokens(cell, start)
+    if start.shape not in ((), tokens.shape[:-1]):
+        raise ValueError(
+            f"joint_log_probability needs one start token, or one a row {tokens.shape[:-1]}, got shape {start.shape}."
+        )
+    start = sharding.spread(start.astype(int)[..., None], tokens)
     mask, reset = (None if flags is None else jnp.asarray(flags) for flags in (mask, reset))
     places = masks.places(tokens.shape, mask, reset)
     before = jnp.take_along_axis(tokens, jnp.maximum(places.preceding, 0), axis=-1)
-    _, logits = cell.unroll(params, jnp.where(places.first, start, before), state, mask=mask, reset=reset)
+    _, logits = cell.unroll(params, masks.select(places.first, start, before), state, mask=mask, reset=reset)
     return -losses.cross_entropy(logits, tokens, mask).sum(axis=-1)
 
 
@@ -72,6 +78,10 @@ def joint_table(
     >>> table.shape, jnp.exp(table).sum().round(5).item()
     ((2, 2, 2), 1.0)
     """
+    _check_cell("joint_table", cell)
+    logits = jax.eval_shape(lambda params: cell.unroll(params, jnp.zeros(1, int))[1], params)
+    if logits.shape[-1:] != (vocab_size,):
+        raise ValueError(f"joint_table got vocab_size={vocab_size}, but the cell gives {logits.shape[-1]} logits.")
     if length < 1 or vocab_size**length > 2**24:
         raise ValueError(
             f"joint_table needs a length of 1 or more and at most 2**24 sequences, got length={length} and "
@@ -81,12 +91,17 @@ def joint_table(
     return joint_log_probability(cell, params, sequences, start=start)
 
 
+def _check_cell(name, cell):
+    if not isinstance(cell, Cell) or cell.input_rank != 0:
+        raise TypeError(f"{name} needs a Cell that reads tokens and gives logits, got {cell}.")
+
+
 def free_parameters(model: Cell | int | Literal["table"], vocab_size: int, length: int) -> int:
     """How many numbers say the joint distribution of `length` tokens.
 
-    Of a full "table" V^T - 1, one for each sequence, less one since they sum to 1. Of a Markov chain, given by its
-    order k, `(V - 1) V^m` for each length m = 0, ..., k of the context: O(V^(k+1)), the same for all T > k. Of a cell
-    as many as it has params, for any T: the recurrence shares them.
+    Of a full "table" V^T - 1, one for each sequence, less one since they sum to 1. Of a Markov chain, or of its order k
+    alone, `(V - 1) V^m` for each length m = 0, ..., k of the context: O(V^(k+1)), the same for all T > k. Of any other
+    cell as many as it has params, for any T: the recurrence shares them.
 
     >>> [free_parameters("table", 10, length) for length in (1, 2, 6)]
     [9, 99, 999999]
@@ -95,6 +110,8 @@ def free_parameters(model: Cell | int | Literal["table"], vocab_size: int, lengt
     """
     if length < 1 or vocab_size < 1:
         raise ValueError(f"free_parameters needs vocab_size >= 1 and length >= 1, got {vocab_size} and {length}.")
+    if isinstance(model, MarkovChain):  # its params are sorted codes and what belongs to them
+        model = model.order
     if model == "table":
         return vocab_size**length - 1
     if isinstance(model, int) and not isinstance(model, bool) and model >= 0:

@@ -90,6 +90,7 @@ def test_free_parameters():
             for t in range(length)
         }
         assert graphical.free_parameters(2, VOCAB, length) == len(contexts) * (VOCAB - 1)
+        assert graphical.free_parameters(chain()[0], VOCAB, length) == len(contexts) * (VOCAB - 1)
         cell, params = elman()
         assert graphical.free_parameters(cell, VOCAB, length) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -107,3 +108,32 @@ def test_errors():
     says("at most 2\\*\\*24", graphical.joint_table, cell, params, 20, VOCAB)
     says('order of a chain, or "table"', graphical.free_parameters, "tables", 3, 3, error=TypeError)
     says("length >= 1", graphical.free_parameters, 1, 3, 0)
+    says(
+        "one a row \\(2,\\)",
+        graphical.joint_log_probability,
+        cell,
+        params,
+        np.zeros((2, 3), int),
+        start=np.zeros(3, int),
+    )
+    for size in (VOCAB - 1, VOCAB + 1):
+        says(f"vocab_size={size}, but the cell gives 3 logits", graphical.joint_table, cell, params, 2, size)
+
+
+def test_a_start_beyond_the_dtype_of_the_tokens():
+    cell, params = elman()
+    narrow, wide = (
+        graphical.joint_log_probability(cell, params, np.zeros((1, 2), dtype), start=300) for dtype in (np.uint8, int)
+    )
+    np.testing.assert_array_equal(narrow, wide)
+
+
+def test_tokens_of_sharded_rows():
+    cell, params = elman()
+    tokens = jnp.array([[1, 2, 0], [2, 2, 1]])
+    expected = graphical.joint_log_probability(cell, params, tokens)
+    explicit = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        rows = jax.sharding.reshard(tokens, jax.sharding.PartitionSpec("rows"))
+        found = graphical.joint_log_probability(cell, params, rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
