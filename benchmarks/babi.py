@@ -193,7 +193,7 @@ def report(folder: pathlib.Path, runs: Sequence[dict[str, Any]]) -> list[str]:
     said = "; ".join(f"{kind} {'/'.join(map(str, sorted(found)))}" for kind, found in counts.items() if found)
     return [
         "# Memory networks on the bAbI tasks",
-        tasks.where("python -m benchmarks.babi --babi FOLDER"),
+        tasks.where("python -m benchmarks.babi --babi FOLDER --joint"),
         "1000 questions a task to train and 1000 to test (en-1k), version 1.2: the files of version 1.1, of which task "
         "16 alone was replaced. `MemoryNetwork` with 3 hops, adjacent tying, position encoding, a linear start and "
         "random noise (PE LS RN of the paper), empty places in its memory, the last 50 sentences. Single: a network of "
@@ -216,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> pathlib.Path:
     parser.add_argument("--tasks", nargs="+", type=int, help="some of the tasks 1 to 20, one network each")
     parser.add_argument("--quick", action="store_true", help=f"tasks {QUICK} alone with 3 restarts: minutes")
     parser.add_argument("--joint", action="store_true", help="also one network for all tasks, which takes hours")
-    parser.add_argument("--restarts", type=int, default=5)
-    parser.add_argument("--joint-restarts", type=int, default=1)
+    parser.add_argument("--restarts", type=int, default=10)
+    parser.add_argument("--joint-restarts", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="another budget, after a linear start of a fifth of it")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(arguments)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 _LONGEST = 96  # characters of a layer in a message
 
@@ -20,13 +21,24 @@ def shortened(text: str) -> str:
 
 def shape_of(value: Any) -> str:
     """`value` as `float32[3,4]`, and trees of arrays as the tree of that."""
-    short = jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}[{','.join(map(str, jnp.shape(leaf)))}]", value)
-    return str(short).replace("'", "")
+
+    def short(leaf):
+        try:
+            return f"{jnp.result_type(leaf)}[{','.join(map(str, jnp.shape(leaf)))}]"
+        except TypeError:
+            return shortened(repr(leaf))
+
+    return str(jax.tree.map(short, value)).replace("'", "")
 
 
 def are_sizes(sizes: Any) -> bool:
     """Whether these are a tuple of integers of at least 1."""
     return isinstance(sizes, tuple) and all(type(size) is int and size >= 1 for size in sizes)
+
+
+def are_known(*given: Any) -> bool:
+    """Whether the numbers in arrays can be looked at: they are no tracers, and all of them are on this host."""
+    return all(not isinstance(leaf, Tracer) and getattr(leaf, "is_fully_addressable", True) for leaf in given)
 
 
 def check_features(layer: Any, x: jax.Array, size: int, name: str = "inputs") -> None:
@@ -35,8 +47,9 @@ def check_features(layer: Any, x: jax.Array, size: int, name: str = "inputs") ->
         raise ValueError(f"{layer} got {name} {shape_of(x)}, which is no array; it needs {size} features.")
     if jnp.ndim(x) == 0 or x.shape[-1] != size:
         features = f"{x.shape[-1]} features" if jnp.ndim(x) else "no feature axis"
+        single = f": of one number a step give {name}[..., None]" if size == 1 else ""
         raise ValueError(
-            f"{layer} got {name} with {features} (shape {jnp.shape(x)}); it needs {size} in the last axis."
+            f"{layer} got {name} with {features} (shape {jnp.shape(x)}); it needs {size} in the last axis{single}."
         )
 
 
@@ -57,7 +70,8 @@ def check_params(layer: Any, params: Any) -> None:
         raise ValueError(
             f"{layer} got params of another layer: {shape_of(params)}; init(key) makes {shape_of(expected)}."
         )
-    if len(dtypes := {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) > 1:
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
+    if len(dtypes := {dtype for dtype in dtypes if not jnp.issubdtype(dtype, jnp.integer)}) > 1:
         raise TypeError(f"{layer} got params of {' and '.join(sorted(map(str, dtypes)))}: cast them to one dtype.")
 
 

@@ -115,7 +115,7 @@ def _plain(layer: Any, name: str, value: Any) -> Any:
     """A value that compares and hashes: lists as tuples and NumPy's numbers as Python's, in tuples too."""
     if isinstance(value, list | tuple):
         parts = [_plain(layer, name, part) for part in value]
-        return value._make(parts) if hasattr(value, "_make") else tuple(parts)
+        return getattr(value, "_make", tuple)(parts)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and math.isnan(value):

@@ -36,10 +36,15 @@ def pad(sequences: Sequence[Any], time: int | None = None) -> tuple[Array, Bool[
     >>> tokens.tolist(), mask.tolist()
     ([[5, 7, 8], [9, 0, 0]], [[True, True, True], [True, False, False]])
     """
+    sequences = list(sequences)
     rows = [np.asarray(sequence) for sequence in sequences]
+    unknown = next((row.ravel()[0] for row in rows if row.dtype.kind in "OSU" and row.size), None)
+    if unknown is not None:
+        raise TypeError(f"pad needs numbers, got {unknown!r}: give words their ids, and NaN where a number is missing.")
     if not rows or any(row.ndim == 0 for row in rows):
         raise ValueError(f"pad needs a list of sequences [time, ...], got {errors.shape_of(sequences)}.")
-    filled = [row for row in rows if len(row)] or rows  # an empty list has neither the features nor the dtype of others
+    # an empty list has neither the features nor the dtype of others
+    filled = [row for row, given in zip(rows, sequences, strict=True) if len(row) or hasattr(given, "dtype")] or rows
     if len({row.shape[1:] for row in filled}) > 1:
         raise ValueError(f"pad needs sequences of the same features, got shapes {[row.shape for row in rows]}.")
     lengths = np.array([len(row) for row in rows])
@@ -49,6 +54,9 @@ def pad(sequences: Sequence[Any], time: int | None = None) -> tuple[Array, Bool[
     padded = np.zeros((len(rows), steps, *filled[0].shape[1:]), np.result_type(*filled))
     for place, row in zip(padded, rows, strict=True):
         place[: len(row)] = row.reshape(len(row), *place.shape[1:])
+    held = jax.dtypes.canonicalize_dtype(padded.dtype)
+    if padded.dtype.kind in "iu" and padded.size and not (padded == padded.astype(held)).all():
+        raise ValueError(f"pad got {abs(padded).max()}, which {held} cannot hold: see jax_enable_x64.")
     return jnp.asarray(padded), jnp.asarray(np.arange(steps) < lengths[:, None])
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors
 from jaxseq.core.layer import Layer
-from jaxseq.core.sharding import rows
+from jaxseq.core.sharding import placed, rows
 
 
 class MemoryNetworkParams(NamedTuple):
@@ -129,7 +129,7 @@ class MemoryNetwork(Layer):
         params, story, question, told, asked = self._check(*given)  # the masks, filled in
         present = told.any(axis=-1)
         ages = self._ages(present, noise, key)
-        tables, times = params.embeddings, params.ages
+        tables, times = (placed(part, PartitionSpec(None, None, None)) for part in params[:2])  # whole on every device
         sentences = self._encode(tables, story, told)  # [*batch, sentence, table, size]
         if self.tying == "adjacent":
             hops, asks, says = [(hop, hop + 1) for hop in range(self.hops)], 0, self.hops

@@ -15,13 +15,12 @@ traced the loss and the score of the row are NaN, and it is not feasible.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks
@@ -214,12 +213,14 @@ def beam_search(
     ([[1, 0], [0, 0]], [1, 0], '0.64')
     """
     logits, mask, blank = check_logits("ctc.beam_search", logits, mask, blank)
-    beams = prefixes.check_search("ctc.beam_search", beams, cell)
+    beams = prefixes.check_search("ctc.beam_search", beams, cell, logits, mask)
+    if (cell is None) != (params is None):
+        raise ValueError("ctc.beam_search needs a language model as a cell and its params, got one of them alone.")
     for what, number in (("weight", weight), ("bonus", bonus)):
         if jnp.ndim(number) != 0:
             raise ValueError(f"ctc.beam_search needs one number as {what}, got {errors.shape_of(number)}.")
     log_probs = _log_probs(logits, mask)
-    keep = jnp.ones(log_probs.shape[:-1], bool) if mask is None else mask
+    keep = jnp.ones_like(log_probs[..., 0], bool) if mask is None else mask
     weight, bonus = (jnp.asarray(number, log_probs.dtype) for number in (weight, bonus))
     return prefixes.search(log_probs, keep, cell, params, weight, bonus, beams=beams, blank=blank)
 
@@ -293,7 +294,7 @@ class _Given(NamedTuple):
 def _checked(name, logits, labels, mask, label_mask, blank):
     logits, mask, blank = check_logits(name, logits, mask, blank)
     numbers, real = check_labels(name, labels, label_mask, logits.shape[:-2])
-    if are_known(labels, label_mask):
+    if errors.are_known(labels, label_mask):
         found = np.asarray(labels)[... if label_mask is None else np.asarray(label_mask)]
         wrong = found[_no_labels(found, logits.shape[-1], blank)]
         if wrong.size:
@@ -303,11 +304,6 @@ def _checked(name, logits, labels, mask, label_mask, blank):
                 f"(length_mask(lengths, {numbers.shape[-1]}))."
             )
     return logits, numbers, mask, real, blank
-
-
-def are_known(*given: Any) -> bool:
-    """Whether the numbers in arrays can be looked at."""
-    return all(not isinstance(leaf, Tracer) and getattr(leaf, "is_fully_addressable", True) for leaf in given)
 
 
 def _no_labels(labels, vocab, blank):

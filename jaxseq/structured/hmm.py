@@ -106,7 +106,11 @@ class HMM(Cell):
         return self._params(key, self.emission.init)
 
     def spread(self, key: Array, xs: Any, mask: Bool[Array, "*batch time"] | None = None) -> HMMParams:
-        """Random params to begin a fit of these observations with; of an emission of your own, those of `init`."""
+        """Random params to begin a fit of these observations with; of an emission of your own, those of `init`.
+
+        Which state gets which is random too: a transition matrix that is known does not belong to them, but to an
+        emission whose params are given in its order.
+        """
         observed = self._checked(xs, jnp.zeros(()).dtype)
         keep = jnp.ones(self._steps(xs), bool) if mask is None else jnp.asarray(mask)
         errors.check_flags(self, keep, "mask", self._steps(xs))

@@ -99,6 +99,7 @@ class MarkovChain(Cell):
     def step(
         self, params: tuple[Grams, ...], state: MarkovState, x: Int[Array, "*batch"], key: Array | None = None
     ) -> tuple[MarkovState, Float[Array, "*batch vocab"]]:
+        errors.check_params(self, params)
         params = jax.tree.map(jnp.asarray, params)  # of `fit` they are float64, whatever the default
         contexts = [jnp.zeros_like(state.contexts[..., 0])]
         for length in range(self.order):

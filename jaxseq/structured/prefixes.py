@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxseq.core import errors, masks
+from jaxseq.core import errors, masks, sharding
 from jaxseq.core.cell import Cell
 
 
@@ -129,8 +130,12 @@ def at_least(least: int, name: str, what: str, value: Any) -> int:
     return number
 
 
-def check_search(name: str, beams: int, cell: Cell | None) -> int:
+def check_search(name: str, beams: int, cell: Cell | None, *arrays: Any) -> int:
     """The number of beams; raises unless there is one, and the cell, if any, reads tokens."""
+    if sharding.out_sharding(PartitionSpec(), *jax.tree.leaves(arrays)) is not None:
+        raise ValueError(
+            f"{name} searches row by row: arrays that are sharded by their types go through jax.shard_map."
+        )
     beams = at_least(1, name, "beams", beams)
     if cell is not None and not (isinstance(cell, Cell) and cell.input_rank == 0):
         raise TypeError(f"{name} needs a Cell that reads tokens, got {cell}.")

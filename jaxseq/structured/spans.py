@@ -1,9 +1,9 @@
 """Entities in sequences of tags, and how well they are found."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from jaxseq.structured.crf import _SCHEMES
+from jaxseq.structured.crf import SCHEMES
 
 
 class Span(NamedTuple):
@@ -22,7 +22,7 @@ class SpanScore(NamedTuple):
     f1: float
 
 
-def spans(tags: Sequence[str], scheme: str = "BIO") -> list[Span]:
+def spans(tags: Iterable[str], scheme: str = "BIO") -> list[Span]:
     """The entities of tags such as "O", "B-PER", "I-PER", in a scheme of `crf.forbidden`, by the rules of conlleval.
 
     An entity begins at B, and at a tag that goes on (I, and E or L) after another type, after O or after an end. It
@@ -35,9 +35,9 @@ Span(start=5, end=6, kind='ORG')]
     >>> spans(["B-PER", "E-PER", "S-PER"], "BIOES")
     [Span(start=0, end=2, kind='PER'), Span(start=2, end=3, kind='PER')]
     """
-    if scheme not in _SCHEMES:
-        raise ValueError(f"spans knows the schemes {', '.join(_SCHEMES)}, got {scheme!r}.")
-    letters, (going_on, unfinished) = scheme.replace("IOB2", "BIO"), _SCHEMES[scheme]
+    if scheme not in SCHEMES:
+        raise ValueError(f"spans knows the schemes {', '.join(SCHEMES)}, got {scheme!r}.")
+    letters, (going_on, unfinished) = scheme.replace("IOB2", "BIO"), SCHEMES[scheme]
     found: list[Span] = []
     is_open = False  # the last entity may go on
     for step, tag in enumerate(_texts(tags)):
@@ -53,23 +53,24 @@ Span(start=5, end=6, kind='ORG')]
     return found
 
 
-def _texts(tags: Sequence[str]) -> Sequence[str]:
-    """Raises TypeError unless these are the tags of one sentence."""
-    is_list = isinstance(tags, Iterable) and not isinstance(tags, str)
-    if not is_list or not all(isinstance(tag, str) for tag in tags):
+def _texts(tags: Iterable[str]) -> list[str]:
+    """The tags of one sentence as a list; raises TypeError unless they are texts."""
+    texts: list = list(tags) if isinstance(tags, Iterable) and not isinstance(tags, str) else [None]
+    if not all(isinstance(tag, str) for tag in texts):
         raise TypeError(
             f"The tags of a sentence are a list of texts such as ['O', 'B-PER'], got {tags!r}: of ids give the names, "
             "[names[i] for i in ids], and of sentences a list of such lists."
         )
-    return tags
+    return texts
 
 
-def to_iob2(tags: Sequence[str], scheme: str = "BIO") -> list[str]:
+def to_iob2(tags: Iterable[str], scheme: str = "BIO") -> list[str]:
     """The same entities in IOB2, where each begins with B: of tags in IOB1, or in another scheme.
 
     >>> to_iob2(["O", "I-PER", "I-PER", "B-PER"])
     ['O', 'B-PER', 'I-PER', 'B-PER']
     """
+    tags = _texts(tags)
     found = ["O"] * len(tags)
     for start, end, kind in spans(tags, scheme):
         for step in range(start, end):
@@ -78,7 +79,7 @@ def to_iob2(tags: Sequence[str], scheme: str = "BIO") -> list[str]:
 
 
 def span_score(
-    predicted: Iterable[Sequence[str]], expected: Iterable[Sequence[str]], *, scheme: str = "BIO"
+    predicted: Iterable[Iterable[str]], expected: Iterable[Iterable[str]], *, scheme: str = "BIO"
 ) -> SpanScore:
     """How well the entities of sentences are found: one counts if its start, its end and its type are right.
 
@@ -88,8 +89,11 @@ def span_score(
     SpanScore(precision=0.5, recall=0.5, f1=0.5)
     """
     right = found = there = 0
-    for guess, truth in zip(predicted, expected, strict=True):
-        if len(_texts(guess)) != len(_texts(truth)):
+    guesses, truths = ([_texts(tags) for tags in sentences] for sentences in (predicted, expected))
+    if len(guesses) != len(truths):
+        raise ValueError(f"span_score needs the same sentences twice, got {len(guesses)} and {len(truths)}.")
+    for guess, truth in zip(guesses, truths, strict=True):
+        if len(guess) != len(truth):
             raise ValueError(f"span_score needs tags for the same steps, got {len(guess)} for {len(truth)} steps.")
         guessed, true = set(spans(guess, scheme)), set(spans(truth, scheme))
         right, found, there = right + len(guessed & true), found + len(guessed), there + len(true)

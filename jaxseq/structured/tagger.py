@@ -54,7 +54,7 @@ class Words:
         return len(self.ids)
 
     def encode(
-        self, sentences: Iterable[Sequence[str | None]]
+        self, sentences: Iterable[Iterable[str | None]]
     ) -> tuple[Int[Array, "sentence time"], Bool[Array, "sentence time"]]:
         """Ids, -1 for a missing word (None), and the mask."""
         return padded([[self.find(word) for word in sentence] for sentence in _checked(sentences)])
@@ -67,16 +67,20 @@ class Words:
         return next(self.ids[name] for name in names if name in self.ids)
 
 
-def _checked(sentences: Iterable[Sequence[str | None]]) -> list[Sequence[str | None]]:
+def _checked(sentences: Iterable[Iterable[str | None]]) -> list[list[str | None]]:
     """A list of sentences. Raises TypeError unless each is a list of words or None."""
-    given: list[Any] = [sentences] if isinstance(sentences, str) else list(sentences)
-    for sentence in given:
-        is_list = isinstance(sentence, Iterable) and not isinstance(sentence, str)
-        if not is_list or not all(isinstance(word, str | None) for word in sentence):
+    found: list[list] = []
+    for sentence in sentences if _is_list(sentences) else [sentences]:
+        found.append(list(sentence) if _is_list(sentence) else [0])
+        if not all(isinstance(word, str | None) for word in found[-1]):
             raise TypeError(
                 f"A list of sentences is needed, each a list of words or None, got one that is {sentence!r}."
             )
-    return given
+    return found
+
+
+def _is_list(value):
+    return isinstance(value, Iterable) and not isinstance(value, str)
 
 
 def find_words(sentences: Iterable[Sequence[str]], minimum_count: int = 2) -> Words:
@@ -151,20 +155,22 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     return jnp.asarray(padded), length_mask(jnp.asarray(lengths), time)
 
 
-def _checked_pairs(sentences: Iterable[Sequence[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
+def _checked_pairs(sentences: Iterable[Iterable[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
     """A list of sentences. Raises TypeError unless each is a list of pairs of texts."""
 
     def is_pair(pair):
         return isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
 
-    sentences = [list(sentence) for sentence in sentences]
-    wrong = next((pair for sentence in sentences for pair in sentence if not is_pair(pair)), None)
-    if wrong is not None:
-        raise TypeError(
-            "fit_tagger needs a list of sentences, each a list of pairs (word, tag) of texts, got one that holds "
-            f"{wrong!r}."
-        )
-    return sentences
+    found: list[list] = []
+    for sentence in sentences if _is_list(sentences) else [sentences]:
+        found.append(list(sentence) if _is_list(sentence) else [sentence])
+        wrong = [pair for pair in found[-1] if not is_pair(pair)]
+        if wrong:
+            raise TypeError(
+                "fit_tagger needs a list of sentences, each a list of pairs (word, tag) of texts, got a sentence that "
+                f"holds {wrong[0]!r}; of one sentence give [sentence]."
+            )
+    return found
 
 
 def fit_tagger(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks, sharding
 from jaxseq.structured.chains import Band, Chain, log_partition
-from jaxseq.structured.ctc import are_known, check_blank, check_labels, first_of, log_softmax
+from jaxseq.structured.ctc import check_blank, check_labels, first_of, log_softmax
 from jaxseq.structured.transducer_search import beam_search as beam_search
 
 
@@ -152,7 +152,7 @@ def loss(
     """
     given = _checked(lattice)
     mask, label_mask = _flags("transducer.loss", mask, label_mask, (*given.blank.shape[:-1], given.label.shape[-1]))
-    if are_known(*given, mask, label_mask):
+    if errors.are_known(*given, mask, label_mask):
         with jax.ensure_compile_time_eval():
             largest = float(_largest(given, mask, label_mask))
         if largest > _MOST:

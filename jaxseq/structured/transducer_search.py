@@ -47,8 +47,8 @@ def beam_search(
     ((3, 4), (3,))
     """
     name = "transducer.beam_search"
-    beams = prefixes.check_search(name, beams, cell)
     encoded = jnp.asarray(encoded)
+    beams = prefixes.check_search(name, beams, cell, encoded, mask)
     if encoded.ndim < 2 or not jnp.issubdtype(encoded.dtype, jnp.floating):
         raise ValueError(f"{name} needs floating encoded [*batch, time, features], got {errors.shape_of(encoded)}.")
     max_labels = prefixes.at_least(0, name, "max_labels", max_labels)

@@ -43,7 +43,7 @@ def read(path: str | pathlib.Path) -> list[Question]:
     """
     path = pathlib.Path(path)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -52,7 +52,7 @@ def read(path: str | pathlib.Path) -> list[Question]:
     story: list[tuple[str, ...]] = []
     indices: dict[int, int] = {}  # of the story's sentences, by their numbers
     last = 0
-    for line_number, line in enumerate(content.splitlines(), 1):
+    for line_number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
 
@@ -67,6 +67,8 @@ def read(path: str | pathlib.Path) -> list[Question]:
         sentence, *rest = (part.strip() for part in text.split("\t"))
         if not words(sentence):
             raise wrong("words after its number")
+        if not rest and "?" in sentence:
+            raise wrong("tabs around the answer of a question, `number question<TAB>answer<TAB>support`")
         if not rest:
             indices[last] = len(story)
             story.append(words(sentence))

@@ -86,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> list[Tree]:
     Raises:
         ValueError: if the text is malformed, or holds no trees.
     """
-    trees = parse(pathlib.Path(path).read_text("utf-8"), str(path))
+    trees = parse(pathlib.Path(path).read_text("utf-8-sig"), str(path))
     if not trees:
         raise ValueError(f"{path} holds no trees.")
     return trees

@@ -28,6 +28,8 @@ def test_pad():
     tokens, mask = js.pad([[], [1, 2], []])  # an empty list tells no dtype
     assert tokens.tolist() == [[0, 0], [1, 2], [0, 0]] and jnp.issubdtype(tokens.dtype, jnp.integer)
     assert js.pad([[], []])[0].shape == (2, 0)
+    assert js.pad([np.zeros(0, np.int32), []])[0].dtype == jnp.int32
+    assert js.pad([np.zeros((0, 3)), []])[0].shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +38,15 @@ def test_pad():
         (([],), r"needs a list of sequences \[time, ...\], got"),
         (([1, 2],), r"needs a list of sequences \[time, ...\], got"),
         (([np.ones((2, 3)), np.ones((2, 4))],), r"of the same features, got shapes \[\(2, 3\), \(2, 4\)\]"),
+        (([[2**40], [1]],), "pad got 1099511627776, which int32 cannot hold"),
         (([[1, 2]], 1), "needs time >= 2, the longest sequence, got 1"),
     ],
 )
 def test_what_cannot_be_padded(given, message):
     with pytest.raises(ValueError, match=message):
         js.pad(*given)
+    with pytest.raises(TypeError, match="pad needs numbers, got .*: give words their ids"):
+        js.pad([["a", "b"], ["c"]])
 
 
 def test_steps_with_reset_where_are_unroll_with_reset():

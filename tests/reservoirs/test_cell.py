@@ -7,6 +7,7 @@ import pytest
 
 import jaxseq as js
 from jaxseq.reservoirs import spectral_radius
+from jaxseq.reservoirs.spectrum import _by_squaring
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -52,6 +53,21 @@ def test_spectral_radius_is_that_of_numpy(dtype):
     found = jax.jit(spectral_radius)(jnp.asarray(matrices, dtype))
     assert found.dtype == dtype
     np.testing.assert_allclose(found, expected, rtol=2e-6 if dtype == jnp.float32 else 1e-7)
+
+
+def test_spectral_radius_at_the_ends_of_the_range_and_far_from_normal():
+    for size in (1e38, 1e-30):
+        np.testing.assert_allclose(spectral_radius(jnp.diag(jnp.array([1.0, 0.5])) * size), size, rtol=1e-6)
+    delays = 0.9 * jnp.eye(50) + jnp.eye(50, k=1)
+    np.testing.assert_allclose(spectral_radius(delays), 0.9, rtol=1e-6)
+    assert jnp.isnan(jax.grad(spectral_radius)(jnp.full((2, 2), jnp.nan))).all()
+
+
+@pytest.mark.parametrize("matrix", [np.diag([3.0, 1.0]), [[0.0, 2.0], [-2.0, 0.0]], np.zeros((3, 3))])
+def test_by_squaring_the_radius_is_the_same(matrix):
+    np.testing.assert_allclose(
+        _by_squaring(jnp.asarray(matrix, float)), spectral_radius(jnp.asarray(matrix, float)), rtol=1e-5
+    )
 
 
 def test_spectral_radius_of_what_dies_out_is_0():

@@ -222,6 +222,7 @@ def test_errors():
         (lambda: crf.loss(params, np.zeros((4, 3)), tags[:3]), ValueError, "integer states"),
         (lambda: crf.loss(params, np.zeros((4, 3)), tags, np.ones(4)), TypeError, "boolean mask"),
         (lambda: crf.partial_loss(params, np.zeros((4, 3)), tags), ValueError, "boolean allowed"),
+        (lambda: crf.loss(params, np.zeros((4, 3)), [0, 1, 3, 0]), ValueError, r"the tag 3 at \(2,\); there are 3"),
         (lambda: forbidden(("O", "X-PER"), "BIO"), ValueError, "'X-PER'"),
         (lambda: forbidden(("O",), "BOI"), ValueError, "knows the schemes BIO, IOB2"),
     ):

@@ -236,6 +236,13 @@ def test_errors():
         markov.MarkovChain(3, ())
 
 
+def test_params_of_another_chain_are_refused():
+    (chain, _), (_, longer) = (markov.fit(np.array([0, 1, 0]), 2, order) for order in (1, 2))
+    for params in (None, longer, js.Dense(2, 2).init(jax.random.key(0))):
+        with pytest.raises(ValueError, match="got params of another layer"):
+            chain.unroll(params, jnp.array([0, 1]))
+
+
 def test_errors_of_log_probabilities():
     model = markov.fit(np.array([0, 1, 0, 2, 0, 1, 0, 2, 0, 1] * 3), 3, 2)
 

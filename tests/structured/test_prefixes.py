@@ -190,6 +190,8 @@ def test_errors():
         (lambda: ctc.beam_search(np.zeros((4, 3)), beams=0), ValueError, "beams >= 1"),
         (lambda: ctc.beam_search(np.zeros((4, 3)), beams=2, bonus=np.zeros(3)), ValueError, "one number as bonus"),
         (lambda: ctc.beam_search(np.zeros((4, 3)), beams=2, cell=js.Dense(3, 3)), TypeError, "reads tokens"),
+        (lambda: ctc.beam_search(np.zeros((4, 3)), beams=2, params=PARAMS), ValueError, "a cell and its params"),
+        (lambda: ctc.beam_search(np.zeros((4, 3)), beams=2, cell=CELL), ValueError, "a cell and its params"),
         (lambda: ctc.beam_search(np.zeros((4, 5)), beams=2, cell=CELL, params=PARAMS), ValueError, "vocab 5"),
         (lambda: transducer.beam_search(js.Dense(3, 3), (), joint, encoded, **options), TypeError, "reads tokens"),
         (lambda: transducer.beam_search(PREDICTION, params, joint, encoded[0, 0], **options), ValueError, "encoded"),

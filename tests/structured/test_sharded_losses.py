@@ -90,3 +90,6 @@ def test_searches_under_shard_map():
     mapped = jax.shard_map(run, mesh=mesh, in_specs=ROWS, out_specs=ROWS)
     out, expected = jax.jit(mapped)(logits, mask), jax.jit(run)(logits, mask)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), out, expected)
+    explicit = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(explicit), pytest.raises(ValueError, match="go through jax.shard_map"):
+        run(*jax.device_put((logits, mask), NamedSharding(explicit, ROWS)))

@@ -157,6 +157,15 @@ def test_scores_of_spans():
     assert span_score([], []) == SpanScore(0, 0, 0)
 
 
+def test_iterators_are_read_once():
+    tagger = fit_tagger(iter([iter(sentence) for sentence in SENTENCES]))
+    given = ["the", "dog"]
+    assert tagger.tag(iter([iter(given)])) == tagger.tag([given])
+    np.testing.assert_array_equal(tagger.log_likelihood([iter(given)]), tagger.log_likelihood([given]))
+    assert spans(iter(["B-X", "I-X"])) == spans(["B-X", "I-X"])
+    assert span_score([iter(["B-X"])], iter([["B-X"]])).f1 == 1
+
+
 def test_errors():
     tagger = fit_tagger(SENTENCES)
     cases = [
@@ -168,6 +177,9 @@ def test_errors():
         (ValueError, "'B-PER'", lambda: spans([""])),
         (ValueError, "BIO, IOB2", lambda: spans(["O"], "IOB1")),
         (TypeError, "of ids give the names", lambda: spans([0, 1])),
+        (ValueError, "the same sentences twice, got 1 and 2", lambda: span_score([["O"]], [["O"], ["O"]])),
+        (TypeError, "list of sentences is needed", lambda: tagger.tag(3)),
+        (TypeError, r"of one sentence give \[sentence\]", lambda: fit_tagger(SENTENCES[0])),
         (TypeError, "list of such lists", lambda: span_score(["O", "B-X"], ["O", "B-X"])),
         (TypeError, "list of such lists", lambda: span_score([0, 1], [0, 1])),
         (TypeError, "list of sentences is needed.* 'the'", lambda: tagger.tag(["the", "dog"])),

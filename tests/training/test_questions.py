@@ -70,6 +70,7 @@ WRONG = {
     "fields": ("1 A b.\n2 Who?\ta\t1\t2\n", "line 2 of .* needs a question, its answer and the numbers"),
     "support": ("1 A b.\n2 Who?\ta\t2\n", "line 2 of .* needs as support numbers of sentences before it"),
     "no answer": ("1 A b.\n2 Who?\t\n", r"line 2 of .* needs a question, its answer .*, got '2 Who\?\\t'"),
+    "spaces": ("1 A b.\n2 Who?\ta\t1\n3 Who? a 1\n", "line 3 of .* needs tabs around the answer of a question"),
     "nothing": (
         "1 A b.\n",
         "task.txt holds no questions: no line has a tab; a question is `number question<TAB>answer",
