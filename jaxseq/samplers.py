@@ -10,6 +10,8 @@ traced, so changing one compiles nothing, and each row of logits may have its ow
 [1, 0]
 """
 
+import operator
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -74,6 +76,82 @@ def top_p(logits: Float[Array, "*batch vocab"], p: float | Float[Array, "..."]) 
     return top_k(logits, jnp.where(p[..., 0] < 1, count, logits.shape[-1]))
 
 
+def min_p(logits: Float[Array, "*batch vocab"], p: float | Float[Array, "..."]) -> Float[Array, "*batch vocab"]:
+    """The tokens at least `p` times as probable as the most probable one, `-inf` elsewhere.
+
+    Nguyen et al., Turning Up the Heat: Min-p Sampling, 2024, arXiv:2407.01082. `p` may differ by row: it broadcasts
+    against `[*batch]`; at 0 all are kept.
+
+    >>> jnp.isfinite(min_p(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.5)).tolist()
+    [True, True, False]
+    """
+    logits = _check_logits("min_p", logits)
+    p = _per_row("min_p", "p", p, logits)
+    return _at_least(logits, _log_softmax(logits).max(axis=-1, keepdims=True) + jnp.log(p))
+
+
+def typical(logits: Float[Array, "*batch vocab"], p: float | Float[Array, "..."]) -> Float[Array, "*batch vocab"]:
+    """The fewest tokens of nearly typical surprise whose probabilities sum to `p` or more, `-inf` elsewhere.
+
+    Tokens come in the order of `|-log p(token) - H|`, H being the entropy of the row in nats; of equal ones the smaller
+    token first (Meister et al., Locally Typical Sampling, 2023, arXiv:2202.00666). From p = 1 on all are kept. `p` may
+    differ by row: it broadcasts against `[*batch]`.
+
+    >>> jnp.isfinite(typical(jnp.log(jnp.array([0.5, 0.25, 0.25])), 0.4)).tolist()  # H = 1.04
+    [True, False, False]
+    """
+    logits = _check_logits("typical", logits)
+    p = _per_row("typical", "p", p, logits)
+    log_probs = _log_softmax(logits)
+    order = jnp.argsort(jnp.abs(log_probs + _entropy(log_probs)), axis=-1, stable=True)
+    mass = jnp.cumsum(jnp.take_along_axis(jnp.exp(log_probs), order, axis=-1), axis=-1)
+    count = jnp.where(p < 1, 1 + jnp.sum(mass[..., :-1] < p, axis=-1, keepdims=True), logits.shape[-1])
+    return jnp.where(jnp.argsort(order, axis=-1) < count, logits, -jnp.inf)
+
+
+def epsilon(logits: Float[Array, "*batch vocab"], value: float | Float[Array, "..."]) -> Float[Array, "*batch vocab"]:
+    """The tokens of a probability of at least `value`, and the most probable one; `-inf` elsewhere.
+
+    Hewitt, Manning and Liang, Truncation Sampling as Language Model Desmoothing, 2022, arXiv:2210.15191. `value` may
+    differ by row: it broadcasts against `[*batch]`.
+
+    >>> jnp.isfinite(epsilon(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.25)).tolist()
+    [True, True, False]
+    """
+    logits = _check_logits("epsilon", logits)
+    return _at_least(logits, jnp.log(_per_row("epsilon", "value", value, logits)))
+
+
+def eta(logits: Float[Array, "*batch vocab"], value: float | Float[Array, "..."]) -> Float[Array, "*batch vocab"]:
+    """`epsilon` whose bound falls where the row is uncertain: `min(value, sqrt(value) exp(-H))`, H being its entropy.
+
+    Hewitt, Manning and Liang, 2022, arXiv:2210.15191. `value` may differ by row: it broadcasts against `[*batch]`.
+
+    >>> jnp.isfinite(eta(jnp.log(jnp.array([0.9, 0.06, 0.04])), 0.05)).tolist()
+    [True, True, False]
+    """
+    logits = _check_logits("eta", logits)
+    bound = jnp.log(_per_row("eta", "value", value, logits))
+    return _at_least(logits, jnp.minimum(bound, bound / 2 - _entropy(_log_softmax(logits))))
+
+
+def top_n_sigma(logits: Float[Array, "*batch vocab"], n: float | Float[Array, "..."]) -> Float[Array, "*batch vocab"]:
+    """The logits within `n` standard deviations of the largest, `-inf` elsewhere; the same set at any temperature.
+
+    The deviation is that of the row's logits, what is at `-inf` left out (Tang et al., Top-nσ: Not All Logits Are You
+    Need, 2024, arXiv:2411.07641). `n` may differ by row: it broadcasts against `[*batch]`.
+
+    >>> top_n_sigma(jnp.array([4.0, 3.0, 0.0, 0.0]), 1.0).tolist()
+    [4.0, 3.0, -inf, -inf]
+    """
+    logits = _check_logits("top_n_sigma", logits)
+    n = _per_row("top_n_sigma", "n", n, logits)
+    values = _wide(jax.lax.stop_gradient(logits))
+    deviation = jnp.std(values, axis=-1, keepdims=True, where=jnp.isfinite(values))
+    bound = values.max(axis=-1, keepdims=True) - n * deviation
+    return jnp.where((values >= bound) | (values == values.max(axis=-1, keepdims=True)), logits, -jnp.inf)
+
+
 def categorical(key: Array | None, logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
     """A token of each row, drawn with the probabilities `softmax(logits)`.
 
@@ -96,6 +174,76 @@ def greedy(key: Array | None, logits: Float[Array, "*batch vocab"]) -> Int[Array
     [1, 0]
     """
     return _check_logits("greedy", logits).argmax(axis=-1)
+
+
+def _log_softmax(logits):
+    """Log-probabilities without gradients; of rows all at -inf those are -inf."""
+    log_probs = jax.nn.log_softmax(_wide(jax.lax.stop_gradient(logits)), axis=-1)
+    return jnp.where(jnp.isnan(log_probs), -jnp.inf, log_probs)
+
+
+def _entropy(log_probs):
+    """In nats, `[*batch, 1]`."""
+    terms = jnp.exp(log_probs) * jnp.where(jnp.isneginf(log_probs), 0, log_probs)
+    return -terms.sum(axis=-1, keepdims=True)
+
+
+def _at_least(logits, bound):
+    """Logits of which the log-probability is not below the bound, and those of the most probable token."""
+    log_probs = _log_softmax(logits)
+    return jnp.where((log_probs >= bound) | (log_probs == log_probs.max(axis=-1, keepdims=True)), logits, -jnp.inf)
+
+
+def gumbel(key: Array | None, logits: Float[Array, "*batch vocab"]) -> Float[Array, "*batch vocab"]:
+    """Logits, at least float32, plus Gumbel noise: the largest is where `categorical` draws its token.
+
+    The k largest are k draws without replacement. Without a key there is no noise.
+
+    >>> gumbel(None, jnp.array([0.0, 1.0])).tolist()
+    [0.0, 1.0]
+    """
+    logits = _wide(_check_logits("gumbel", logits))
+    return logits if key is None else logits + jax.random.gumbel(key, logits.shape, logits.dtype)
+
+
+def without_replacement(key: Array | None, logits: Float[Array, "*batch vocab"], k: int) -> Int[Array, "*batch k"]:
+    """`k` different tokens of each row, drawn one after the other, the first as `categorical` draws it.
+
+    They are the k largest of the logits plus Gumbel noise (Kool, van Hoof and Welling, Stochastic Beams and Where to
+    Find Them, 2019, arXiv:1903.06059). Tokens at `-inf` come last, when there are no others. Without a key: the k most
+    probable.
+
+    >>> without_replacement(None, jnp.array([[0.0, 2.0, 1.0]]), 2).tolist()
+    [[1, 2]]
+    """
+    noisy = gumbel(key, _check_logits("without_replacement", logits))
+    if not 1 <= operator.index(k) <= noisy.shape[-1]:
+        raise ValueError(f"without_replacement needs k from 1 to the vocab {noisy.shape[-1]}, got {k}.")
+    return jax.lax.top_k(noisy, k)[1]
+
+
+def gumbel_softmax(
+    key: Array | None,
+    logits: Float[Array, "*batch vocab"],
+    temperature: float | Float[Array, "..."] = 1.0,
+    *,
+    straight_through: bool = True,
+) -> Float[Array, "*batch vocab"]:
+    """A token of each row as a one-hot vector with gradients: those of `softmax((logits + noise) / temperature)`.
+
+    `straight_through=False` gives that softmax itself, which is no token but near one at low temperatures (Jang, Gu and
+    Poole, Categorical Reparameterization with Gumbel-Softmax, 2017, arXiv:1611.01144; Maddison, Mnih and Teh, 2017,
+    arXiv:1611.00712). `temperature` may differ by row: it broadcasts against `[*batch]`.
+
+    >>> gumbel_softmax(None, jnp.array([0.0, 2.0, 1.0])).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    noisy = gumbel(key, _check_logits("gumbel_softmax", logits))
+    soft = jax.nn.softmax(noisy / _per_row("gumbel_softmax", "temperature", temperature, noisy), axis=-1)
+    if straight_through:
+        hard = jax.nn.one_hot(noisy.argmax(axis=-1), noisy.shape[-1], dtype=noisy.dtype)
+        soft = hard + (soft - jax.lax.stop_gradient(soft))
+    return soft.astype(logits.dtype)
 
 
 def _check_logits(name, logits):

@@ -38,6 +38,51 @@ def kept_by_p(row, p):
     return kept
 
 
+def probabilities_of(row):
+    weights = np.exp(np.asarray(row, np.float64) - max(row))
+    return weights / weights.sum()
+
+
+def entropy_of(row):
+    p = probabilities_of(row)
+    return -sum(q * np.log(q) for q in p if q > 0)
+
+
+def at_least(row, bound):
+    p = probabilities_of(row)
+    return {token for token, q in enumerate(p) if q >= bound or q == p.max()}
+
+
+def kept_by_typical(row, p):
+    if p >= 1:
+        return set(range(len(row)))
+    probabilities, entropy = probabilities_of(row), entropy_of(row)
+    with np.errstate(divide="ignore"):
+        strangeness = np.abs(-np.log(probabilities) - entropy).round(5)  # equal ones are to stay equal
+    kept, mass = set(), 0.0
+    for token in sorted(range(len(row)), key=lambda token: (strangeness[token], token)):
+        if kept and mass >= p:
+            break
+        kept.add(token)
+        mass += probabilities[token]
+    return kept
+
+
+def kept_by_sigma(row, n):
+    finite = [float(value) for value in row if np.isfinite(value)]
+    return {token for token, value in enumerate(row) if value >= max(finite) - n * np.std(finite)}
+
+
+FILTERS = {
+    "min_p": lambda row, p: at_least(row, p * probabilities_of(row).max()),
+    "typical": kept_by_typical,
+    "epsilon": at_least,
+    "eta": lambda row, value: at_least(row, min(value, np.sqrt(value) * np.exp(-entropy_of(row)))),
+    "top_n_sigma": kept_by_sigma,
+}
+COMPILED = {name: jax.jit(getattr(samplers, name)) for name in FILTERS}
+
+
 def only(row, kept):
     return [value if token in kept else -np.inf for token, value in enumerate(row)]
 
@@ -57,6 +102,16 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits, p):
     np.testing.assert_array_equal(TOP_P(logits, p), np.reshape(expected, logits.shape))
 
 
+@pytest.mark.parametrize("name", FILTERS)
+@settings(deadline=None, max_examples=60)
+@given(LOGITS, hnp.arrays(np.float32, (2, 3), elements=MASSES))
+def test_filters_keep_what_their_definitions_say(name, logits, value):
+    logits[..., 0] = np.maximum(logits[..., 0], -30)  # at least one token is allowed
+    rows = zip(logits.reshape(-1, 7), value.ravel(), strict=True)
+    expected = [only(row, FILTERS[name](row, float(number))) for row, number in rows]
+    np.testing.assert_array_equal(COMPILED[name](logits, value), np.reshape(expected, logits.shape))
+
+
 def test_top_p_by_hand():
     logits = np.log([0.4, 0.1, 0.3, 0.2]).astype(np.float32)
     for p, kept in [(0.39, {0}), (0.41, {0, 2}), (0.69, {0, 2}), (0.71, {0, 2, 3}), (0.95, {0, 1, 2, 3})]:
@@ -69,9 +124,10 @@ def test_p_of_one_keeps_a_tail_that_rounding_would_lose():
     assert np.isinf(samplers.top_p(logits, 0.9999)[1:]).all()
 
 
-@pytest.mark.parametrize("keep", [lambda x: samplers.top_k(x, 3), lambda x: samplers.top_p(x, 0.5)])
-def test_rows_without_any_allowed_token_stay_so(keep):
-    np.testing.assert_array_equal(keep(jnp.full((2, 4), -jnp.inf)), np.full((2, 4), -np.inf))
+@pytest.mark.parametrize("name", ["top_k", "top_p", *FILTERS])
+def test_rows_without_any_allowed_token_stay_so(name):
+    row = jnp.full((2, 4), -jnp.inf)
+    np.testing.assert_array_equal(getattr(samplers, name)(row, 3 if name == "top_k" else 0.5), row)
 
 
 @pytest.mark.parametrize("k", [0, -3])
@@ -133,6 +189,42 @@ def test_frequencies_are_the_probabilities():
     allowed = probabilities > 0
     test = scipy.stats.chisquare(counts[allowed], 40_000 * probabilities[allowed])
     assert test.pvalue > 1e-4
+
+
+def test_what_is_drawn_without_replacement():
+    """Ordered pairs have the probabilities p_i p_j / (1 - p_i)."""
+    p = np.array([0.5, 0.2, 0.0, 0.3])
+    logits = jnp.broadcast_to(jnp.log(p), (40_000, 4))
+    first, second = np.asarray(samplers.without_replacement(jax.random.key(0), logits, 2)).T
+    counts = np.zeros((4, 4))
+    np.add.at(counts, (first, second), 1)
+    expected = 40_000 * np.outer(p / (1 - p), p) * (1 - np.eye(4))
+    assert not counts[expected == 0].any()
+    assert scipy.stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-4
+    assert samplers.without_replacement(jax.random.key(0), logits[0], 4).tolist()[3] == 2  # when there is no other
+
+
+def test_gumbel_softmax_is_a_token_with_the_gradients_of_a_softmax():
+    p, key = np.array([0.5, 0.2, 0.0, 0.3]), jax.random.key(1)
+    logits = jnp.log(p)
+    hard = samplers.gumbel_softmax(key, jnp.broadcast_to(logits, (40_000, 4)))
+    assert (hard.max(axis=-1) == 1).all() and (hard.sum(axis=-1) == 1).all()
+    counts = np.asarray(hard.sum(axis=0))
+    assert counts[2] == 0 and scipy.stats.chisquare(counts[p > 0], 40_000 * p[p > 0]).pvalue > 1e-4
+    assert (hard.argmax(axis=-1) == samplers.categorical(key, jnp.broadcast_to(logits, (40_000, 4)))).all()
+
+    noise = samplers.gumbel(key, jnp.zeros(3))
+    logits = jnp.array([0.3, -1.0, 2.0])
+
+    def of_softmax(logits):
+        return jax.nn.softmax((logits + noise) / 0.7) @ jnp.arange(3.0)
+
+    def of_token(logits, **options):
+        return samplers.gumbel_softmax(key, logits, 0.7, **options) @ jnp.arange(3.0)
+
+    np.testing.assert_allclose(jax.grad(of_token)(logits), jax.grad(of_softmax)(logits), rtol=1e-5)
+    np.testing.assert_allclose(of_token(logits, straight_through=False), of_softmax(logits), rtol=1e-6)
+    assert of_token(logits) in (0, 1, 2)
 
 
 def test_frequencies_after_the_filters():
