@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseq.core import errors, masks
 from jaxseq.core.cell import Cell, Params, State
-from jaxseq.samplers import categorical
+from jaxseq.samplers import History, categorical
+from jaxseq.samplers.histories import as_pytree
 
 
 class Generated(NamedTuple):
@@ -42,6 +43,7 @@ def generate(
     sample: Callable[[Any, Array], Array] = categorical,
     end: int | Int[Array, "..."] | None = None,
     noise_key: Array | None = None,
+    history: History | None = None,
 ) -> Generated:
     """Continues each row of `prompt` with tokens sampled from a cell that reads tokens and outputs logits.
 
@@ -62,6 +64,8 @@ def generate(
             functions compile once; the numbers in a `jax.tree_util.Partial` are traced.
         end: the token that ends a row, one for all or one a row. Ended rows hold their state while the others go on.
             Only a new token ends a row: in the prompt `end` is read like any other.
+        history: what `sample` is to know of the text so far, prompt included: then it is called with a third argument,
+            the memory. `samplers` has histories and the rules that read them.
         noise_key: for the noise of the cell itself, such as dropout, which otherwise has none while generating.
 
     Returns:
@@ -97,8 +101,9 @@ def generate(
     for given in (key, noise_key):
         if given is not None:
             errors.check_key("generate", given)
-    if jax.tree_util.all_leaves([sample]):  # a plain function becomes a pytree that compares by it
-        sample = jax.tree_util.Partial(sample)
+    sample = as_pytree(sample)
+    if history is not None:
+        history = History(*map(as_pytree, history))
     try:
         prompt = jnp.asarray(prompt)
     except (TypeError, ValueError) as error:
@@ -112,7 +117,7 @@ def generate(
             vocab = _vocab(cell, params, prompt.shape[:-1])
             if not 0 <= token < vocab:
                 raise ValueError(f"generate needs a token below the vocab {vocab} as {name}, got {token}.")
-    return _generate(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key)
+    return _generate(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key, history)
 
 
 class _Loop(NamedTuple):
@@ -125,13 +130,17 @@ class _Loop(NamedTuple):
     lengths: Int[Array, "*batch"]
     tokens: Int[Array, "new *batch"]
     log_probs: Float[Array, "new *batch"]
+    memory: Any
 
 
-def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key):
+def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, sample, end, key, noise_key, history):
     for tokens in (prompt, start, end):
         if tokens is not None:
             errors.check_tokens(cell, tokens)
-    tokens, mask, token = _split_last(cell, params, *_with_start(prompt, mask, start))
+    prompt, mask = _with_start(prompt, mask, start)
+    begin, update = history or (lambda prompt, mask: (), lambda memory, token: memory)
+    memory = begin(prompt, jnp.ones_like(prompt, bool) if mask is None else mask)
+    tokens, mask, token = _split_last(cell, params, prompt, mask)
     read, batch_shape = tokens.shape[-1], token.shape
     log_prob_dtype = _log_prob_dtype(cell, params, token)
     end = None if end is None else _one_a_row("end", end, batch_shape)
@@ -146,7 +155,8 @@ def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, 
 
     def body(loop: _Loop) -> _Loop:
         state, logits = cell.step(params, loop.state, loop.token, fold_in(step_key, read + loop.count))
-        drawn = _check_token(sample(fold_in(key, loop.count), logits), batch_shape).astype(token.dtype)
+        told = () if history is None else (loop.memory,)
+        drawn = _check_token(sample(fold_in(key, loop.count), logits, *told), batch_shape).astype(token.dtype)
         log_probs = jax.nn.log_softmax(logits.astype(log_prob_dtype))
         log_prob = jnp.take_along_axis(log_probs, drawn[..., None].astype(int), axis=-1)[..., 0]
         drawn = jnp.where(loop.active, drawn, loop.token)
@@ -159,6 +169,7 @@ def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, 
             lengths=loop.lengths + loop.active.astype(int),
             tokens=loop.tokens.at[loop.count].set(drawn),
             log_probs=loop.log_probs.at[loop.count].set(jnp.where(loop.active, log_prob, 0)),
+            memory=masks.select(loop.active, update(loop.memory, drawn), loop.memory),
         )
 
     filler = jnp.zeros_like(token) if end is None else end.astype(token.dtype) + jnp.zeros_like(token)
@@ -170,6 +181,7 @@ def _generate_checked(cell, max_new_tokens, params, prompt, mask, state, start, 
         lengths=jnp.zeros_like(token, int),
         tokens=jnp.broadcast_to(filler, (max_new_tokens, *batch_shape)),
         log_probs=jnp.zeros_like(jnp.broadcast_to(token, (max_new_tokens, *batch_shape)), log_prob_dtype),
+        memory=memory,
     )
     if max_new_tokens > 0:  # the body cannot write into nothing
         loop = jax.lax.while_loop(lambda loop: (loop.count < max_new_tokens) & loop.active.any(), body, loop)

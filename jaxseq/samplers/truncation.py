@@ -1,22 +1,11 @@
-"""Samplers: plain functions that choose a token from logits, composed by application.
-
-Filters go `logits -> logits` and put `-inf` at what they exclude; choices go `(key, logits) -> token`. All numbers are
-traced, so changing one compiles nothing, and each row of logits may have its own.
-
->>> def nucleus(key, logits, *, temperature, k, p):
-...     return categorical(key, top_p(top_k(logits / temperature, k), p))  # temperature > 0
->>> sample = jax.tree_util.Partial(nucleus, temperature=0.8, k=40, p=0.9)  # a pytree: its numbers are traced
->>> sample(jax.random.key(0), jnp.array([[0.0, 50.0, 0.0], [50.0, 0.0, 0.0]])).tolist()
-[1, 0]
-"""
-
-import operator
+"""Filters `logits -> logits`: temperature, and the truncations of a distribution; `-inf` at what they exclude."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxseq.core import errors
+from jaxseq.samplers.logits import check_logits, per_row, wide
 
 
 def temperature(
@@ -30,11 +19,11 @@ def temperature(
     >>> temperature(jnp.array([[1.0, 2.0], [1.0, 2.0]]), jnp.array([0.5, 0.0])).tolist()
     [[-2.0, 0.0], [-inf, 0.0]]
     """
-    logits = _check_logits("temperature", logits)
-    value = _per_row("temperature", "value", value, logits)
+    logits = check_logits("temperature", logits)
+    value = per_row("temperature", "value", value, logits)
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     logits = logits - jnp.where(jnp.isfinite(largest), largest, 0)
-    warm = (_wide(logits) / jnp.where(value > 0, value, 1)).astype(logits.dtype)
+    warm = (wide(logits) / jnp.where(value > 0, value, 1)).astype(logits.dtype)
     return jnp.where(value > 0, warm, top_k(logits, 1))
 
 
@@ -47,10 +36,10 @@ def top_k(logits: Float[Array, "*batch vocab"], k: int | Int[Array, "..."]) -> F
     >>> top_k(jnp.array([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]]), jnp.array([1, 2])).tolist()
     [[-inf, 3.0, -inf], [5.0, 5.0, -inf]]
     """
-    logits = _check_logits("top_k", logits)
+    logits = check_logits("top_k", logits)
     if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
         raise TypeError(f"top_k needs an integer k, got {errors.shape_of(k)}.")
-    k = _per_row("top_k", "k", k, logits)
+    k = per_row("top_k", "k", k, logits)
     ordered = jnp.sort(jax.lax.stop_gradient(logits), axis=-1, descending=True)
     smallest = jnp.take_along_axis(ordered, jnp.clip(k, 1, logits.shape[-1]) - 1, axis=-1)
     above, equal = logits > smallest, logits == smallest
@@ -68,9 +57,9 @@ def top_p(logits: Float[Array, "*batch vocab"], p: float | Float[Array, "..."]) 
     >>> print(top_p(jnp.log(jnp.array([0.5, 0.25, 0.25])), 0.6).round(2))
     [-0.69 -1.39  -inf]
     """
-    logits = _check_logits("top_p", logits)
-    p = _per_row("top_p", "p", p, logits)
-    ordered = jnp.sort(jax.lax.stop_gradient(_wide(logits)), axis=-1, descending=True)
+    logits = check_logits("top_p", logits)
+    p = per_row("top_p", "p", p, logits)
+    ordered = jnp.sort(jax.lax.stop_gradient(wide(logits)), axis=-1, descending=True)
     mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
     count = 1 + jnp.sum(mass[..., :-1] < p, axis=-1)
     return top_k(logits, jnp.where(p[..., 0] < 1, count, logits.shape[-1]))
@@ -85,8 +74,8 @@ def min_p(logits: Float[Array, "*batch vocab"], p: float | Float[Array, "..."]) 
     >>> jnp.isfinite(min_p(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.5)).tolist()
     [True, True, False]
     """
-    logits = _check_logits("min_p", logits)
-    p = _per_row("min_p", "p", p, logits)
+    logits = check_logits("min_p", logits)
+    p = per_row("min_p", "p", p, logits)
     return _at_least(logits, _log_softmax(logits).max(axis=-1, keepdims=True) + jnp.log(p))
 
 
@@ -100,8 +89,8 @@ def typical(logits: Float[Array, "*batch vocab"], p: float | Float[Array, "..."]
     >>> jnp.isfinite(typical(jnp.log(jnp.array([0.5, 0.25, 0.25])), 0.4)).tolist()  # H = 1.04
     [True, False, False]
     """
-    logits = _check_logits("typical", logits)
-    p = _per_row("typical", "p", p, logits)
+    logits = check_logits("typical", logits)
+    p = per_row("typical", "p", p, logits)
     log_probs = _log_softmax(logits)
     order = jnp.argsort(jnp.abs(log_probs + _entropy(log_probs)), axis=-1, stable=True)
     mass = jnp.cumsum(jnp.take_along_axis(jnp.exp(log_probs), order, axis=-1), axis=-1)
@@ -118,8 +107,8 @@ def epsilon(logits: Float[Array, "*batch vocab"], value: float | Float[Array, ".
     >>> jnp.isfinite(epsilon(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.25)).tolist()
     [True, True, False]
     """
-    logits = _check_logits("epsilon", logits)
-    return _at_least(logits, jnp.log(_per_row("epsilon", "value", value, logits)))
+    logits = check_logits("epsilon", logits)
+    return _at_least(logits, jnp.log(per_row("epsilon", "value", value, logits)))
 
 
 def eta(logits: Float[Array, "*batch vocab"], value: float | Float[Array, "..."]) -> Float[Array, "*batch vocab"]:
@@ -130,8 +119,8 @@ def eta(logits: Float[Array, "*batch vocab"], value: float | Float[Array, "..."]
     >>> jnp.isfinite(eta(jnp.log(jnp.array([0.9, 0.06, 0.04])), 0.05)).tolist()
     [True, True, False]
     """
-    logits = _check_logits("eta", logits)
-    bound = jnp.log(_per_row("eta", "value", value, logits))
+    logits = check_logits("eta", logits)
+    bound = jnp.log(per_row("eta", "value", value, logits))
     return _at_least(logits, jnp.minimum(bound, bound / 2 - _entropy(_log_softmax(logits))))
 
 
@@ -144,41 +133,17 @@ def top_n_sigma(logits: Float[Array, "*batch vocab"], n: float | Float[Array, ".
     >>> top_n_sigma(jnp.array([4.0, 3.0, 0.0, 0.0]), 1.0).tolist()
     [4.0, 3.0, -inf, -inf]
     """
-    logits = _check_logits("top_n_sigma", logits)
-    n = _per_row("top_n_sigma", "n", n, logits)
-    values = _wide(jax.lax.stop_gradient(logits))
+    logits = check_logits("top_n_sigma", logits)
+    n = per_row("top_n_sigma", "n", n, logits)
+    values = wide(jax.lax.stop_gradient(logits))
     deviation = jnp.std(values, axis=-1, keepdims=True, where=jnp.isfinite(values))
     bound = values.max(axis=-1, keepdims=True) - n * deviation
     return jnp.where((values >= bound) | (values == values.max(axis=-1, keepdims=True)), logits, -jnp.inf)
 
 
-def categorical(key: Array | None, logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
-    """A token of each row, drawn with the probabilities `softmax(logits)`.
-
-    Without a key there is no noise, and that is `greedy`: the draw takes the largest logit plus Gumbel noise. A token
-    at `-inf` is drawn only if the whole row is, and then it is token 0.
-
-    >>> categorical(jax.random.key(0), jnp.log(jnp.array([[0.0, 1.0], [1.0, 0.0]]))).tolist()
-    [1, 0]
-    """
-    logits = _check_logits("categorical", logits)
-    if key is None:
-        return greedy(None, logits)
-    return jax.random.categorical(key, _wide(logits), axis=-1)
-
-
-def greedy(key: Array | None, logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
-    """The most probable token of each row, the smallest of equal ones; the key is not used.
-
-    >>> greedy(None, jnp.array([[0.0, 2.0, 2.0], [1.0, 0.0, 0.0]])).tolist()
-    [1, 0]
-    """
-    return _check_logits("greedy", logits).argmax(axis=-1)
-
-
 def _log_softmax(logits):
     """Log-probabilities without gradients; of rows all at -inf those are -inf."""
-    log_probs = jax.nn.log_softmax(_wide(jax.lax.stop_gradient(logits)), axis=-1)
+    log_probs = jax.nn.log_softmax(wide(jax.lax.stop_gradient(logits)), axis=-1)
     return jnp.where(jnp.isnan(log_probs), -jnp.inf, log_probs)
 
 
@@ -192,79 +157,3 @@ def _at_least(logits, bound):
     """Logits of which the log-probability is not below the bound, and those of the most probable token."""
     log_probs = _log_softmax(logits)
     return jnp.where((log_probs >= bound) | (log_probs == log_probs.max(axis=-1, keepdims=True)), logits, -jnp.inf)
-
-
-def gumbel(key: Array | None, logits: Float[Array, "*batch vocab"]) -> Float[Array, "*batch vocab"]:
-    """Logits, at least float32, plus Gumbel noise: the largest is where `categorical` draws its token.
-
-    The k largest are k draws without replacement. Without a key there is no noise.
-
-    >>> gumbel(None, jnp.array([0.0, 1.0])).tolist()
-    [0.0, 1.0]
-    """
-    logits = _wide(_check_logits("gumbel", logits))
-    return logits if key is None else logits + jax.random.gumbel(key, logits.shape, logits.dtype)
-
-
-def without_replacement(key: Array | None, logits: Float[Array, "*batch vocab"], k: int) -> Int[Array, "*batch k"]:
-    """`k` different tokens of each row, drawn one after the other, the first as `categorical` draws it.
-
-    They are the k largest of the logits plus Gumbel noise (Kool, van Hoof and Welling, Stochastic Beams and Where to
-    Find Them, 2019, arXiv:1903.06059). Tokens at `-inf` come last, when there are no others. Without a key: the k most
-    probable.
-
-    >>> without_replacement(None, jnp.array([[0.0, 2.0, 1.0]]), 2).tolist()
-    [[1, 2]]
-    """
-    noisy = gumbel(key, _check_logits("without_replacement", logits))
-    if not 1 <= operator.index(k) <= noisy.shape[-1]:
-        raise ValueError(f"without_replacement needs k from 1 to the vocab {noisy.shape[-1]}, got {k}.")
-    return jax.lax.top_k(noisy, k)[1]
-
-
-def gumbel_softmax(
-    key: Array | None,
-    logits: Float[Array, "*batch vocab"],
-    temperature: float | Float[Array, "..."] = 1.0,
-    *,
-    straight_through: bool = True,
-) -> Float[Array, "*batch vocab"]:
-    """A token of each row as a one-hot vector with gradients: those of `softmax((logits + noise) / temperature)`.
-
-    `straight_through=False` gives that softmax itself, which is no token but near one at low temperatures (Jang, Gu and
-    Poole, Categorical Reparameterization with Gumbel-Softmax, 2017, arXiv:1611.01144; Maddison, Mnih and Teh, 2017,
-    arXiv:1611.00712). `temperature` may differ by row: it broadcasts against `[*batch]`.
-
-    >>> gumbel_softmax(None, jnp.array([0.0, 2.0, 1.0])).tolist()
-    [0.0, 1.0, 0.0]
-    """
-    noisy = gumbel(key, _check_logits("gumbel_softmax", logits))
-    soft = jax.nn.softmax(noisy / _per_row("gumbel_softmax", "temperature", temperature, noisy), axis=-1)
-    if straight_through:
-        hard = jax.nn.one_hot(noisy.argmax(axis=-1), noisy.shape[-1], dtype=noisy.dtype)
-        soft = hard + (soft - jax.lax.stop_gradient(soft))
-    return soft.astype(logits.dtype)
-
-
-def _check_logits(name, logits):
-    logits = jnp.asarray(logits)
-    if logits.ndim == 0 or not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(f"{name} needs floating logits [*batch, vocab], got {errors.shape_of(logits)}.")
-    return logits
-
-
-def _per_row(name, what, value, logits):
-    """`value` as `[*batch, 1]`, beside the logits."""
-    rows = logits.shape[:-1]
-    try:
-        return jnp.broadcast_to(value, rows)[..., None]
-    except ValueError:
-        raise ValueError(
-            f"{name} needs one {what} for all rows or one that broadcasts to [*batch] = {rows}, the batch axes of its "
-            f"logits, got {what} of shape {jnp.shape(value)}."
-        ) from None
-
-
-def _wide(logits):
-    # bfloat16 noise and sums are too coarse: a tail of improbable tokens would be lost; float16 has no small numbers
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
