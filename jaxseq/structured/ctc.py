@@ -28,6 +28,7 @@ from jaxseq.core.cell import Cell, Params
 from jaxseq.structured import prefixes
 from jaxseq.structured.chains import Band, Chain, best_path, log_partition
 from jaxseq.structured.prefixes import Beams
+from jaxseq.structured.semirings import logsumexp
 
 
 class Alignment(NamedTuple):
@@ -244,10 +245,9 @@ def check_logits(name: str, logits: Array, mask: Array | None, blank: int) -> tu
 def log_softmax(logits: Float[Array, "*batch vocab"]) -> Float[Array, "*batch vocab"]:
     """The log-probabilities in at least float32; -inf, with gradients of 0, where all logits are -inf."""
     with jax.numpy_dtype_promotion("standard"):  # a choice of ours, whatever the caller lets promote by itself
-        dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    possible = ~jnp.isneginf(logits).all(axis=-1, keepdims=True)
-    log_probs = jax.nn.log_softmax(jnp.where(possible, logits, 0).astype(dtype))
-    return jnp.where(possible, log_probs, -jnp.inf)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    total = logsumexp(logits, -1)[..., None]
+    return logits - jnp.where(jnp.isneginf(total), 0, total)
 
 
 def _log_probs(logits, mask):
