@@ -48,7 +48,7 @@ class Reservoir(Recurrent):
 
     A radius below 1 mostly lets the state forget where it began; `reservoirs.state_distances` measures it. Outputs fed
     back are inputs: `Feedback` closes the loop, and `reservoirs.fit_readout` fits the `Dense` that ends it. Products
-    with R are dense, which is faster unless very few units are connected and the batch is small.
+    with R are dense, which is faster at all sizes and densities tried (`benchmarks/results/reservoirs-sparse-cpu.md`).
 
     H. Jaeger, The "echo state" approach to analysing and training recurrent neural networks, GMD report 148, 2001.
 
