@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxseq.core.masks import length_mask
+from jaxseq.core.masks import pad
 from jaxseq.structured import chains
 from jaxseq.structured.baum_welch import fit_labelled
 from jaxseq.structured.emissions import CategoricalEmission
@@ -145,14 +145,11 @@ def _log_likelihood(hmm, params, tokens, mask):
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     """Rows of integers as an array `[row, time]`, and its mask."""
-    lengths = np.array([len(row) for row in rows], int)
     time = _SHORTEST
-    while time < max(lengths, default=0):
+    while time < max(map(len, rows), default=0):
         time *= 2
-    padded = np.zeros((len(rows), time), int)
-    for row, values in zip(padded, rows, strict=True):
-        row[: len(values)] = values
-    return jnp.asarray(padded), length_mask(jnp.asarray(lengths), time)
+    tokens, mask = pad([np.array(row, int) for row in (*rows, ())], time)  # with one row more there is always one
+    return tokens[:-1], mask[:-1]
 
 
 def _checked_pairs(sentences: Iterable[Iterable[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
